@@ -1,0 +1,1 @@
+"""The command line: ``celery -A app saga …``, ``sagakit --app app …`` and ``manage.py saga …``."""

@@ -1,0 +1,1 @@
+"""What a process that starts, follows and operates sagas uses."""

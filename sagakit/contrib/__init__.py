@@ -1,0 +1,1 @@
+"""sagakit inside other frameworks."""

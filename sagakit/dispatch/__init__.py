@@ -1,0 +1,1 @@
+"""From rows to Celery messages: the only place that publishes."""

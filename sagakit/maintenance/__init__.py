@@ -1,0 +1,1 @@
+"""What keeps every saga moving whatever fails: leases, timers, lost messages, lost workers."""

@@ -1,0 +1,228 @@
+"""The sweep: finds what no message speaks for any more, and sends one. Runs in every worker; there is no leader."""
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from sagakit import probes
+from sagakit.definition.registry import Registry
+from sagakit.dispatch.envelope import AdvanceEnvelope, StepEnvelope
+from sagakit.dispatch.publisher import Publisher
+from sagakit.dispatch.routing import Routing
+from sagakit.errors import ErrorInfo, StepNotFound
+from sagakit.ids import new_token
+from sagakit.settings import Settings
+from sagakit.states import StepState
+from sagakit.store import DueStep, RunningStep, Store
+from sagakit.worker.notices import Notice, NoticeKind
+
+logger = logging.getLogger(__name__)
+
+LOST = "sagakit.WorkerLost"
+TIMED_OUT = "sagakit.TimeLimitExceeded"
+REVOKED = "sagakit.Revoked"
+EXPIRED = "sagakit.Expired"
+
+OVERTAKEN = timedelta(seconds=30)
+"""A message is taken for lost once others, sent this much later to the same queue, have been received."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What the worker knows that the database does not.
+
+    Attributes:
+        idle: it has had nothing to do for a while, so that whatever lies in its queues would have reached it.
+        queues: the queues it consumes.
+        newest: by queue, when the newest message received was sent, in seconds of the database's clock.
+        leases_trusted: the database has been reachable for a whole lease, so that every living worker could renew.
+        notices: what the main process learned since the last sweep.
+    """
+
+    idle: bool = True
+    queues: Collection[str] = ()
+    newest: Mapping[str, float] = field(default_factory=dict)
+    leases_trusted: bool = True
+    notices: Collection[Notice] = ()
+
+
+class Sweep:
+    """One worker's sweep.
+
+    Each action is one guarded write on one row, so that any number of sweeps, and the workers themselves, can meet.
+    """
+
+    def __init__(
+        self, store: Store, registry: Registry, publisher: Publisher, routing: Routing, settings: Settings
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._publisher = publisher
+        self._routing = routing
+        self._settings = settings
+
+    def run(self, around: Surroundings) -> datetime | None:
+        """Look once; return when something is due next, if that is known."""
+        for notice in around.notices:
+            self._handle(notice)
+        self._cancel_expired()
+        self._stop_overdue()
+        if around.leases_trusted:
+            self._free_orphaned()
+        self._send_steps(around)
+        self._wake_unfed()
+        self._send_advances(around)
+        with self._store.read() as tx:
+            return tx.queries.next_due()
+
+    # Rows that will not go on by themselves.
+
+    def _handle(self, notice: Notice) -> None:
+        delivery = notice.delivery
+        with self._store.read() as tx:
+            row = tx.steps.running(delivery.saga_id, delivery.position)
+        if notice.kind is NoticeKind.REVOKED:
+            with self._store.begin() as tx:
+                error = ErrorInfo(type=REVOKED, message="its Celery task was revoked")
+                if tx.steps.revoke(delivery.saga_id, delivery.position, token=delivery.token, error=error):
+                    tx.sagas.wake(delivery.saga_id, tx.now())
+        elif row is not None and notice.kind is NoticeKind.LOST:
+            self._lose(row, ErrorInfo(type=LOST, message=f"the process that ran it died (worker {row.owner})"))
+        elif row is not None:
+            why = {
+                NoticeKind.TIMED_OUT: "it was killed at Celery's hard time limit",
+                NoticeKind.TERMINATED: "its Celery task was terminated while it ran",
+            }[notice.kind]
+            self._lose(row, ErrorInfo(type=TIMED_OUT, message=why), rerun=False)
+
+    def _free_orphaned(self) -> None:
+        for row in self._found(lambda tx: tx.steps.orphaned(self._settings.sweep_batch)):
+            self._lose(row, ErrorInfo(type=LOST, message=f"worker {row.owner} has not been heard of"))
+
+    def _stop_overdue(self) -> None:
+        for row in self._found(lambda tx: tx.steps.overdue(self._settings.sweep_batch)):
+            self._lose(row, ErrorInfo(type=TIMED_OUT, message="it ran past its time_limit"), rerun=False)
+
+    def _cancel_expired(self) -> None:
+        for row in self._found(lambda tx: tx.steps.expired(self._settings.sweep_batch)):
+            with self._store.begin() as tx:
+                error = ErrorInfo(type=EXPIRED, message="no worker had begun it when it expired")
+                if tx.steps.revoke(row.saga_id, row.position, token=row.token, error=error):
+                    tx.sagas.wake(row.saga_id, tx.now())
+
+    def _found(self, find: "Callable[..., list[RunningStep]]") -> list[RunningStep]:
+        # The rows are locked only while they are being found: what is done about each is guarded by its token.
+        with self._store.begin() as tx:
+            return find(tx)
+
+    def _lose(self, row: RunningStep, error: ErrorInfo, *, rerun: bool | None = None) -> None:
+        """Give an attempt up for lost. The new token fences whoever may still be running it."""
+        if rerun is None:
+            try:
+                rerun = self._registry.task(row.task or "").options.acks_late
+            except StepNotFound:
+                return  # whether it may run again is for a worker to say that knows the step
+        probes.point("sweep.lose")
+        with self._store.begin() as tx:
+            state = tx.steps.lose(
+                row.saga_id,
+                row.position,
+                row.token,
+                new_token=new_token(),
+                rerun=rerun,
+                max_lost=self._settings.max_lost_attempts,
+                error=error,
+            )
+            if state is None:
+                return
+            outcome = "lost" if state is StepState.SCHEDULED else "unknown"
+            tx.attempts.record(
+                row.saga_id, row.position, row.attempt, error=error, owner=row.owner, outcome=outcome
+            )
+            if state is not StepState.SCHEDULED:
+                tx.sagas.wake(row.saga_id, tx.now())
+        logger.warning("saga %s: attempt %d of %s is lost (%s)", row.saga_id, row.attempt, row.name, error.message)
+
+    # Messages.
+
+    def _send_steps(self, around: Surroundings) -> None:
+        limit, settings = self._settings.sweep_batch, self._settings
+        due: list[DueStep] = []
+        with self._store.begin() as tx:
+            now = tx.now()
+            if around.idle:
+                due += tx.steps.due(
+                    limit,
+                    republish_after=settings.republish_after,
+                    republish_max=settings.republish_max,
+                    queues=[*around.queues, None],
+                    presume_lost=True,
+                )
+            else:
+                due += tx.steps.due(
+                    limit,
+                    republish_after=settings.republish_after,
+                    republish_max=settings.republish_max,
+                    presume_lost=False,
+                )
+                for queue, patience in self._overtaken(around, now):
+                    due += tx.steps.due(
+                        limit,
+                        republish_after=patience,
+                        republish_max=max(patience, settings.republish_max),
+                        queues=[queue],
+                        presume_lost=True,
+                    )
+        self._publisher.publish(
+            StepEnvelope(
+                saga_id=step.saga_id,
+                saga_name=step.saga_name,
+                position=step.position,
+                token=step.token,
+                task=step.task,
+                name=step.name,
+                queue=step.queue,
+                priority=step.priority,
+                sent_at=now,
+            )
+            for step in due
+        )
+
+    @staticmethod
+    def _overtaken(around: Surroundings, now: datetime) -> list[tuple[str, timedelta]]:
+        """By queue, how old a message must be for later ones to have overtaken it.
+
+        A busy worker cannot tell a lost message from one that waits its turn, except that queues are first in, first
+        out: what was sent well before the newest message received should have come by now.
+        """
+        return [
+            (queue, now - datetime.fromtimestamp(newest, now.tzinfo) + OVERTAKEN)
+            for queue, newest in around.newest.items()
+        ]
+
+    def _wake_unfed(self) -> None:
+        """An outcome nobody feeds: its recorder died between two commits."""
+        with self._store.begin() as tx:
+            waiting = tx.steps.unfed(self._settings.sweep_batch, self._settings.republish_after)
+            now = tx.now()
+            for saga_id in sorted(waiting):
+                tx.sagas.wake(saga_id, now)
+
+    def _send_advances(self, around: Surroundings) -> None:
+        with self._store.begin() as tx:
+            now = tx.now()
+            queue = self._routing.coordinator_queue
+            patience = self._settings.republish_after if around.idle and queue in around.queues else None
+            if patience is None:
+                patience = dict(self._overtaken(around, now)).get(queue)
+            due = tx.sagas.due(
+                self._settings.sweep_batch,
+                republish_after=patience or self._settings.republish_after,
+                republish_max=max(patience or timedelta(0), self._settings.republish_max),
+                presume_lost=patience is not None,
+            )
+        self._publisher.publish(
+            AdvanceEnvelope(saga_id=saga.id, saga_name=saga.name, priority=saga.priority, sent_at=now)
+            for saga in due
+        )

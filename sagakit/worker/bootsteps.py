@@ -1,0 +1,117 @@
+"""What a Celery worker does for sagakit when it boots: check the schema, take a lease, keep the sweep going."""
+
+import os
+import socket
+from collections.abc import Collection
+from datetime import datetime
+from typing import Any, Protocol
+
+import click
+from celery import bootsteps, signals
+from celery.worker.consumer import Consumer
+
+from sagakit import probes
+from sagakit.dispatch.routing import Routing
+from sagakit.errors import SagakitError
+from sagakit.settings import Settings
+from sagakit.store import Store, WorkerInfo
+from sagakit.worker.identity import identity
+from sagakit.worker.keeper import Keeper
+from sagakit.worker.notices import Notice
+
+
+class WorkerRuntime(Protocol):
+    """What a worker needs of the kit."""
+
+    settings: Settings
+    store: Store
+    routing: Routing
+
+    def require_schema(self) -> None: ...
+
+    def saga_versions(self) -> list[tuple[str, int]]: ...
+
+    def sweep(
+        self, *, idle: bool, queues: Collection[str], leases_trusted: bool, notices: Collection[Notice]
+    ) -> datetime | None: ...
+
+
+class SagaWorker(bootsteps.StartStopStep):  # type: ignore[misc]
+    """The worker's own step: identity before the pool forks, lease and sweep once it runs."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def create(self, worker: Any) -> Any:
+        """Check the schema and take on an identity, which forked children inherit.
+
+        Raises:
+            click.ClickException: the worker cannot run; Celery's command line shows it without a traceback.
+        """
+        runtime: WorkerRuntime = worker.app.sagakit
+        try:
+            runtime.require_schema()
+        except SagakitError as exc:
+            raise click.ClickException(str(exc)) from exc
+        probes.install_from_environment()
+        identity.become_worker()
+        # The parent's connection must not be shared with the children that are about to be forked.
+        runtime.store.dispose()
+        self._keeper = Keeper(
+            runtime.store,
+            runtime.settings,
+            identity,
+            runtime.sweep,
+            describe=lambda: _describe(worker, runtime),
+            queues=lambda: _queues(worker),
+        )
+        return self
+
+    def start(self, worker: Any) -> None:
+        """Take the lease, before the consumer receives its first message."""
+        self._keeper.start()
+        # Not in `stop`, which comes before the pool has finished its running steps: they need the lease until then.
+        signals.worker_shutdown.connect(self._shut_down, sender=worker, weak=False)
+
+    def _shut_down(self, sender: Any = None, **_: Any) -> None:
+        signals.worker_shutdown.disconnect(self._shut_down, sender=sender)
+        self._keeper.stop()
+        identity.resign()
+
+    def stop(self, worker: Any) -> None:
+        """Nothing yet, see :meth:`start`."""
+
+    def terminate(self, worker: Any) -> None:
+        """Nothing yet, see :meth:`start`."""
+
+
+class VersionQueues(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Consumes the queues of the saga versions this worker has, to which workers that lack them pass sagas on."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def start(self, consumer: Consumer) -> None:
+        """Add the queues, if this worker coordinates at all."""
+        runtime: WorkerRuntime = consumer.app.sagakit
+        if runtime.routing.coordinator_queue not in consumer.app.amqp.queues.consume_from:
+            return
+        for name, version in runtime.saga_versions():
+            consumer.add_task_queue(runtime.routing.version_queue(name, version))
+
+
+def _describe(worker: Any, runtime: WorkerRuntime) -> WorkerInfo:
+    return WorkerInfo(
+        id=identity.worker_id or "",
+        hostname=str(getattr(worker, "hostname", None) or socket.gethostname()),
+        pid=os.getpid(),
+        queues=sorted(_queues(worker)),
+        versions=[f"{name}:{version}" for name, version in runtime.saga_versions()],
+        concurrency=int(worker.concurrency or 1),
+    )
+
+
+def _queues(worker: Any) -> list[str]:
+    """The queues consumed now; those configured while the consumer is not connected."""
+    consumer = getattr(getattr(worker, "consumer", None), "task_consumer", None)
+    if consumer is not None:
+        return [queue.name for queue in consumer.queues]
+    return list(worker.app.amqp.queues.consume_from)

@@ -1,0 +1,310 @@
+"""The cluster that other tests stand on: pytest-celery's setup over processes, and what only processes can do."""
+
+import re
+import signal
+
+import psutil
+import pytest
+import redis
+from celery import Celery
+from pytest_celery import CeleryTestSetup
+
+from tests.cluster import Cluster, Effects, PublishedMessages, unacked_messages, wait_until, waiting_messages
+from tests.cluster import effects as effects_module
+from tests.cluster.nodes import WorkerNode
+from tests.cluster.redis import RedisServer
+
+APP = "tests.cluster.plain:app"
+
+
+def send(app: Celery, task: str, *args: object) -> None:
+    app.send_task(f"tests.cluster.plain.{task}", args=args)
+
+
+@pytest.fixture
+def client(broker_url: str) -> Celery:
+    """A Celery application that only sends."""
+    with Celery("client", broker=broker_url, set_as_current=False) as app:
+        yield app
+
+
+# --- through pytest-celery ------------------------------------------------------------------------------------
+
+
+class TestCelerySetup:
+    """``celery_setup`` of pytest-celery runs on process-backed nodes as it does on containers."""
+
+    @pytest.fixture(params=["redis_url", pytest.param("amqp_url", marks=pytest.mark.amqp)])
+    def broker_url(self, request: pytest.FixtureRequest) -> str:
+        """Each broker there is."""
+        return request.getfixturevalue(request.param)
+
+    @pytest.fixture
+    def worker_options(self) -> dict[str, object]:
+        """Two workers, of which the test kills one."""
+        return {"app": APP, "workers": 2, "concurrency": 1}
+
+    def test_it_gets_ready_and_answers(self, celery_setup: CeleryTestSetup) -> None:
+        """The nodes are ready, and the workers answer to Celery's control messages under their nodes' names."""
+        assert celery_setup.ready(control=True)
+        assert len(celery_setup) == 3
+        names = {node.hostname() for node in celery_setup.worker_cluster}
+        assert {name for reply in celery_setup.app.control.ping() for name in reply} == names
+        celery_setup.worker.assert_log_exists("ready.")
+
+    def test_a_killed_worker_is_gone_and_comes_back(
+        self, celery_setup: CeleryTestSetup, effects: Effects
+    ) -> None:
+        """Work goes on after a worker was killed with its children, and the worker does its share after a restart."""
+        assert celery_setup.ready()
+        killed, other = celery_setup.worker_cluster
+        with effects.gate("killed") as gate:
+            send(celery_setup.app, "hold", "killed")
+            [arrival] = gate.wait_reached()
+            if arrival.pid not in killed.pids:
+                killed, other = other, killed
+            before = killed.pids
+            killed.kill()
+            assert not any(psutil.pid_exists(pid) and is_alive(pid) for pid in before)
+            assert killed.container.status == "exited (-9)"
+            send(celery_setup.app, "note", "by the other")
+            assert effects.wait_for(step="by the other")[0].pid in other.pids
+            assert effects.names(kind="done") == []
+
+        other.stop()
+        killed.restart()
+        assert killed.ready()
+        assert killed.pids
+        assert not set(killed.pids) & set(before)
+        send(celery_setup.app, "note", "by the restarted")
+        assert effects.wait_for(step="by the restarted")[0].pid in killed.pids
+
+    def test_a_broker_of_our_own_can_be_restarted(
+        self, celery_setup: CeleryTestSetup, effects: Effects, redis_server: RedisServer, broker_url: str
+    ) -> None:
+        """Workers come back to a broker that was killed."""
+        if redis_server.server is None or not broker_url.startswith("redis:"):
+            pytest.skip("the broker is not ours to kill")
+        assert celery_setup.ready()
+        celery_setup.broker.kill()
+        celery_setup.broker.restart()
+        wait_until(lambda: answers(redis_server), what="the broker to answer")
+        send(celery_setup.app, "note", "after")
+        effects.wait_for(step="after")
+
+
+def answers(server: RedisServer) -> bool:
+    try:
+        with redis.Redis.from_url(server.url) as client:
+            return bool(client.ping())
+    except redis.ConnectionError:
+        return False
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+# --- what processes can do ------------------------------------------------------------------------------------
+
+
+class TestProcesses:
+    """Workers can be killed in part, frozen, and ended."""
+
+    @pytest.fixture
+    def node(self, cluster: Cluster) -> WorkerNode:
+        """One prefork worker with two children."""
+        [node] = cluster.start(app=APP)
+        return node
+
+    def test_a_node_knows_its_processes(self, node: WorkerNode) -> None:
+        """The main process comes first, its children after it."""
+        assert node.pids[0] == node.pid
+        assert len(node.children) == 2
+        assert node.running
+        assert node.exit_status is None
+
+    def test_one_child_can_be_killed(self, node: WorkerNode, client: Celery, effects: Effects) -> None:
+        """The main process survives the child and replaces it."""
+        with effects.gate("held") as gate:
+            send(client, "hold", "held")
+            [arrival] = gate.wait_reached()
+            before = node.children
+            assert node.kill_child(arrival.pid) == arrival.pid
+            assert node.running
+            wait_until(lambda: len(node.children) == 2 and node.children != before, what="a new child")
+            # rejected by the worker, because the child is lost, and so run again
+            gate.wait_reached(2)
+        effects.wait_for(step="held", kind="done")
+
+    def test_the_parent_alone_can_be_killed(self, node: WorkerNode, client: Celery, effects: Effects) -> None:
+        """A child in the middle of a task outlives its main process, until the node is killed altogether."""
+        with effects.gate("held") as gate:
+            send(client, "hold", "held")
+            [arrival] = gate.wait_reached()
+            node.kill_parent()
+            assert not node.running
+            assert arrival.pid in node.pids
+            node.kill()
+            assert node.pids == []
+
+    def test_a_frozen_worker_does_nothing(
+        self, node: WorkerNode, client: Celery, effects: Effects, broker_url: str
+    ) -> None:
+        """A worker that is paused takes no work, and goes on where it was when it is resumed."""
+        with effects.gate("held") as gate:
+            send(client, "hold", "held")
+            gate.wait_reached()
+            node.pause()
+            assert node.container.status == "paused"
+            gate.open()
+            assert {psutil.Process(pid).status() for pid in node.pids} == {psutil.STATUS_STOPPED}
+            assert effects.count(kind="done") == 0
+            assert unacked_messages(broker_url) == 1
+            node.resume()
+        effects.wait_for(step="held", kind="done")
+        wait_until(lambda: unacked_messages(broker_url) == 0, what="the message to be acknowledged")
+
+    def test_a_warm_shutdown_finishes_what_runs(
+        self, node: WorkerNode, client: Celery, effects: Effects
+    ) -> None:
+        """``stop()`` waits for the running task and returns the exit status."""
+        gate = effects.gate("held")
+        send(client, "hold", "held")
+        gate.wait_reached()
+        node.kill(signal.SIGTERM)
+        node.wait_for_log("Warm shutdown")
+        gate.open()
+        wait_until(lambda: not node.running, what="the worker to end")
+        assert node.exit_status == 0
+        assert effects.count(kind="done") == 1
+
+    def test_a_restart_keeps_the_log(self, node: WorkerNode) -> None:
+        """After a restart the log of the life before is still there."""
+        node.restart()
+        assert node.logs().count(f"{node.hostname()} ready.") == 2
+        assert node.container.recent_logs().count(f"{node.hostname()} ready.") == 1
+
+    def test_stop_all(self, cluster: Cluster, node: WorkerNode) -> None:
+        """``stop_all()`` ends every worker."""
+        cluster.stop_all()
+        assert [each.exit_status for each in cluster.nodes] == [0]
+        assert node.pids == []
+
+
+@pytest.mark.parametrize("pool", ["solo", "threads"])
+def test_other_pools(cluster: Cluster, client: Celery, effects: Effects, pool: str) -> None:
+    """Workers of other pools run in one process."""
+    [node] = cluster.start(app=APP, pool=pool, queues=["other"])
+    client.send_task("tests.cluster.plain.note", args=["there"], queue="other")
+    assert effects.wait_for(step="there")[0].pid == node.pid
+    assert node.worker_queue == "other"
+
+
+def test_a_worker_that_cannot_start_says_so(cluster: Cluster) -> None:
+    """A worker that ends instead of getting ready fails the test at once, with what it has written."""
+    with pytest.raises(AssertionError, match=re.compile(r"w1 exited \(2\) instead of getting ready")):
+        cluster.start(app="tests.cluster.no_such_module:app")
+    assert "no_such_module" in cluster.report()
+
+
+def test_a_wait_in_vain_names_what_it_waited_for(cluster: Cluster) -> None:
+    """The failure of a wait tells the condition, its last value, and the workers' state."""
+    cluster.start(app=APP, ready=False)
+    told = r"(?s)0\.1 s in vain: the impossible \(at last 0\).*w1: running"
+    with pytest.raises(AssertionError, match=told):
+        wait_until(lambda: 0, timeout=0.1, what="the impossible")
+
+
+# --- what tests look at ---------------------------------------------------------------------------------------
+
+
+def test_effects_are_recorded_in_order(effects: Effects) -> None:
+    """Effects come back as they were recorded, and can be picked out by what they were."""
+    effects.record("s1", "charge", "step", 1, "k1", {"cents": 5})
+    effects.record("s2", "charge", "step", 2, "k2")
+    effects.record("s1", "refund", "compensation", 1, "k3")
+    assert effects.names("s1") == ["charge", "refund"]
+    assert effects.count(step="charge") == 2
+    assert effects.count(step="charge", detail={"cents": 5}) == 1
+    [refund] = effects.all(kind="compensation")
+    assert (refund.saga_id, refund.attempt, refund.key, refund.detail) == ("s1", 1, "k3", None)
+
+
+def test_a_gate_that_stays_shut_fails_the_step(effects: Effects) -> None:
+    """A step does not hang at a gate that the test forgets."""
+    effects.gate("shut")
+    with pytest.raises(effects_module.GateStayedShut, match=r"nobody opened gate 'shut' within 0.05 s"):
+        effects_module.pass_gate("shut", timeout=0.05)
+
+
+def test_a_gate_that_nobody_shut_is_open(effects: Effects) -> None:
+    """Steps pass gates that their test does not care about."""
+    effects_module.pass_gate("whatever", timeout=0)
+
+
+def test_steps_can_be_told_things(effects: Effects) -> None:
+    """What a test tells reaches the steps."""
+    assert effects_module.told("decline", ["none"]) == ["none"]
+    effects.tell("decline", ["s1"])
+    assert effects_module.told("decline") == ["s1"]
+
+
+def test_published_messages_are_counted(client: Celery, published: PublishedMessages, redis_url: str) -> None:
+    """Every message that reaches the broker is counted, whoever sent it and whatever is in it."""
+    for step in ("one", 'back\\slash "quoted" é \n', "three"):
+        send(client, "note", step)
+    client.send_task("urgent", queue="high", priority=9)
+    client.send_task("late", countdown=60)
+    assert published.by_task() == {"tests.cluster.plain.note": 3, "urgent": 1, "late": 1}
+    assert published.count(queue="high") == 1
+    assert waiting_messages(redis_url) == 4
+    assert waiting_messages(redis_url, "high") == 1
+
+
+def test_a_redelivered_message_is_not_published_twice(
+    cluster: Cluster, client: Celery, effects: Effects, published: PublishedMessages
+) -> None:
+    """What a worker puts back into its queue counts as redelivered."""
+    [node] = cluster.start(app=APP, concurrency=1)
+    with effects.gate("held") as gate:
+        send(client, "hold", "held")
+        [arrival] = gate.wait_reached()
+        node.kill_child(arrival.pid)
+        gate.wait_reached(2)
+    assert published.count(task="tests.cluster.plain.hold") == 1
+    assert [message.redelivered for message in published.everything()] == [False, True]
+
+
+def test_databases_are_empty_and_apart(
+    postgres_url: str, ledger_url: str, sqlite_ledger_url: str, redis_url: str
+) -> None:
+    """Each test has its own databases; a ledger has its tables and no rows."""
+    from sagakit.store import Store, schema
+
+    assert postgres_url != ledger_url
+    for url, current in ((postgres_url, None), (ledger_url, schema.HEAD), (sqlite_ledger_url, schema.HEAD)):
+        store = Store(url)
+        assert schema.check(store).current == current
+        store.dispose()
+    with redis.Redis.from_url(redis_url) as connection:
+        assert connection.dbsize() == 0
+        connection.set("left", "behind")
+
+
+def test_a_redis_database_is_lent_once(redis_server: RedisServer) -> None:
+    """Two borrowers never get the same database, and others' data is left alone."""
+    first, second = RedisServer(redis_server.url), RedisServer(redis_server.url)
+    numbers = [first.borrow(), second.borrow()]
+    assert len(set(numbers)) == 2
+    first.close()
+    with redis.Redis.from_url(redis_server.database_url(numbers[0])) as somebody:
+        somebody.set("theirs", "1")
+        third = second.borrow()
+        assert third != numbers[0]
+        assert somebody.get("theirs") == b"1"
+        somebody.delete("theirs")
+    second.close()

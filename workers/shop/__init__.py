@@ -1,0 +1,1 @@
+"""The online shop: its values, and the simulated services it buys from."""
