@@ -7,11 +7,12 @@ should come back as. JSON is the only format: nothing stored or received is ever
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import BeforeValidator, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
-from typing_extensions import TypedDict
+from typing_extensions import TypeAliasType, TypedDict
 
 from sagakit.errors import InvalidInput, NotDecodable, NotEncodable, PayloadTooLarge
 
@@ -68,12 +69,9 @@ def build_adapter(annotation: Any) -> TypeAdapter[Any]:
     """
     if annotation is Any:
         annotation = PlainJson
-    try:
-        return TypeAdapter(annotation, config=_CONFIG)
-    except PydanticUserError as exc:
-        if exc.code != "type-adapter-config-unused":
-            raise
-        return TypeAdapter(annotation)  # a model or dataclass brings its own configuration
+    # An alias takes the configuration where a bare dataclass would not: a value must be encoded in the same way
+    # wherever it stands, since a step's result becomes an argument of its compensation.
+    return TypeAdapter(TypeAliasType("value", annotation), config=_CONFIG)
 
 
 def build_fields_adapter(fields: Mapping[str, Any]) -> TypeAdapter[dict[str, Any]]:
@@ -118,9 +116,23 @@ class Codec(Generic[T]):
         """
         checked = self.check(value)
         try:
-            return self._adapter.dump_json(checked, warnings="error").decode()
+            text = self._adapter.dump_json(checked, by_alias=False, round_trip=True, warnings="error").decode()
         except (PydanticSerializationError, UnicodeError, ValueError) as exc:
             raise NotEncodable(f"{self.what} cannot be stored as JSON: {exc}") from exc
+        self._require_round_trip(checked, text)
+        return text
+
+    def _require_round_trip(self, value: T, text: str) -> None:
+        """Refuse what JSON text would not give back: a secret, a NaN in a model, a UUID where a string is as good."""
+        try:
+            back = self.loads(text)
+        except NotDecodable as exc:
+            raise NotEncodable(f"{self.what} can be stored as JSON, but not read back: {exc.__cause__}") from exc
+        if not _equal(value, back):
+            raise NotEncodable(
+                f"{self.what} does not come back from JSON as itself: {_difference(value, back)}; declare its type "
+                "more narrowly"
+            )
 
     def loads(self, text: str) -> T:
         """Decode.
@@ -129,9 +141,39 @@ class Codec(Generic[T]):
             NotDecodable: the stored text no longer fits the declared type.
         """
         try:
-            return self._adapter.validate_json(text)
+            return self._adapter.validate_json(text, by_alias=True, by_name=True)
         except ValidationError as exc:
             raise NotDecodable(f"{self.what}, as stored, no longer fits its type: {explain(exc)}") from exc
+
+
+def _equal(one: Any, other: Any) -> bool:
+    try:
+        # Their text decides about what knows no equality: a NaN, or a class without __eq__.
+        return bool(one == other) or repr(one) == repr(other)
+    except Exception:  # an array, say, whose comparison is no yes or no: then the type knows best
+        return True
+
+
+def _difference(one: Any, other: Any, where: str = "") -> str:
+    """Where two values first differ, and how; without the values, which may be nobody's business."""
+    if type(one) is type(other):
+        for key, mine, theirs in _parts(one, other):
+            if not _equal(mine, theirs):
+                return _difference(mine, theirs, f"{where}.{key}" if where else str(key))
+    before, after = type(one).__name__, type(other).__name__
+    place = f"{where}: " if where else ""
+    return f"{place}a {before} comes back as {f'a {after}' if before != after else 'another one'}"
+
+
+def _parts(one: Any, other: Any) -> list[tuple[Any, Any, Any]]:
+    """The named parts of two values of one type, side by side; none if they do not have the same."""
+    if isinstance(one, list | tuple) and len(one) == len(other):
+        return [(index, mine, theirs) for index, (mine, theirs) in enumerate(zip(one, other, strict=True))]
+    if isinstance(one, BaseModel) or is_dataclass(one):
+        one, other = vars(one), vars(other)
+    if isinstance(one, dict) and one.keys() == other.keys():
+        return [(key, one[key], other[key]) for key in one]
+    return []
 
 
 def explain(exc: ValidationError) -> str:
@@ -147,8 +189,19 @@ def explain(exc: ValidationError) -> str:
 
 
 def canonical(text: str) -> Any:
-    """JSON text as a value that compares equal however its keys were ordered."""
-    return to_python(text)
+    """JSON text as a value that compares equal however its keys were ordered and its numbers written."""
+    return _without_bools(to_python(text))
+
+
+def _without_bools(value: Any) -> Any:
+    """``value`` with its booleans replaced, since to Python ``True == 1``, but not to JSON."""
+    if isinstance(value, bool):
+        return ("bool", value)
+    if isinstance(value, list):
+        return [_without_bools(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _without_bools(item) for key, item in value.items()}
+    return value
 
 
 def to_python(text: str) -> Any:

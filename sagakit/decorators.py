@@ -59,8 +59,8 @@ class Declaring:
     """
 
     def __init__(self, take: Callable[[Declaration], None], name: Namer) -> None:
-        self._take = take
-        self._name = name
+        self._hand_over = take
+        self._task_name = name
 
     @overload
     def step(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncStep[P, R]: ...
@@ -91,12 +91,12 @@ class Declaring:
         self, function: Callable[..., Any], given: dict[str, Any], frame: FrameType | None
     ) -> Step[..., Any]:
         options = step_options(given, location(function))
-        step: Step[..., Any] = Step(function, options, name=options.name or self._name(function), frame=frame)
+        step: Step[..., Any] = Step(function, options, name=options.name or self._task_name(function), frame=frame)
         if step.is_async:
             step.__class__ = AsyncStep
-        step.name_task = self._name
-        self._take(step)
-        step.on_declared = cast("Callable[[TaskFunction[..., Any]], None]", self._take)
+        step.name_task = self._task_name
+        self._hand_over(step)
+        step.on_declared = cast("Callable[[TaskFunction[..., Any]], None]", self._hand_over)
         return step
 
     @overload
@@ -127,9 +127,9 @@ class Declaring:
     ) -> SagaDefinition[Any, Any]:
         check_saga_options(given, location(body))
         definition: SagaDefinition[Any, Any] = SagaDefinition(
-            body, name=given.get("name") or self._name(body), version=given.get("version", 1), frame=frame
+            body, name=given.get("name") or self._task_name(body), version=given.get("version", 1), frame=frame
         )
-        self._take(definition)
+        self._hand_over(definition)
         return definition
 
 

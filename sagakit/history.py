@@ -25,6 +25,7 @@ class StepRecord:
         retries: failed attempts that were retried.
         lost: attempts whose worker was lost.
         abandoned: the body stopped waiting for it.
+        progress: what it last said of how far it is.
     """
 
     position: int
@@ -50,6 +51,7 @@ class StepRecord:
     retries: int = 0
     lost: int = 0
     abandoned: bool = False
+    progress: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +106,7 @@ class SagaRecord:
     Attributes:
         input: the input as JSON data.
         result: the result as JSON data.
+        trouble: why it is stuck.
         steps: the ledger's rows by position: steps, compensations, probes and timers.
     """
 
@@ -116,6 +119,7 @@ class SagaRecord:
     result: Any = None
     error: ErrorInfo | None = None
     failed_step: str | None = None
+    trouble: ErrorInfo | None = None
     priority: int | None = None
     tags: Mapping[str, Any] | None = None
     revision: int = 0

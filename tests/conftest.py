@@ -20,8 +20,11 @@ from celery import _state as state
 from pytest_celery import CeleryBrokerCluster, CeleryWorkerCluster
 
 from sagakit.store import Store, schema
-from tests.cluster import Cluster, Effects, PublishedMessages, process, services
+from tests.cluster import process, services
+from tests.cluster.cluster import Cluster
 from tests.cluster.effects import VARIABLE as EFFECTS_URL
+from tests.cluster.effects import Effects
+from tests.cluster.messages import PublishedMessages
 from tests.cluster.nodes import BrokerNode, ServerContainer
 from tests.cluster.postgres import fresh_name
 from tests.cluster.rabbitmq import RabbitMQ
@@ -206,7 +209,7 @@ def load_app(
 ) -> Iterator[Callable[[str], ModuleType]]:
     """Imports, as the workers do, an application module anew, with this test's broker and ledger in the environment.
 
-    Give it what you give to ``cluster.start()``; it returns the module: ``load_app("tests.acceptance.apps.basic:app").kit``.
+    Give it what you give to ``cluster.start()``; it returns the module.
     """
     from sagakit import SagaKit
 

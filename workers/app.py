@@ -27,7 +27,7 @@ if seconds := settings().shop_visibility_timeout:
 kit = SagaKit(app, database_url=settings().sagakit_database_url)
 
 
-@worker_init.connect
+@worker_init.connect  # type: ignore[untyped-decorator]  # Celery has no types
 def open_shop(**_: Any) -> None:
     """Let the first worker that ever starts create the simulated services' tables and fill the shelves."""
     from workers.orders import CATALOGUE

@@ -5,6 +5,7 @@ automatic retries with a back-off for whatever may pass, and an error callback t
 pile. What a chain cannot do is undo: when a task fails for good, what the tasks before it did stays done.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from celery import chain
@@ -36,28 +37,33 @@ class Sale(Frozen):
     receipt: Receipt | None = None
 
 
-@app.task(**TASK)
+def link(function: Callable[[Sale], Sale]) -> Any:
+    """Make a task of the chain."""
+    return app.task(**TASK)(function)
+
+
+@link
 def reserve(sale: Sale) -> Sale:
     """Put the items aside."""
     reservation = inventory.reserve(sale.order, idempotency_key=f"{sale.order.id}:reserve")
     return sale.model_copy(update={"reservation": reservation})
 
 
-@app.task(**TASK)
+@link
 def charge(sale: Sale) -> Sale:
     """Charge the customer."""
     payment = psp.charge(sale.order, idempotency_key=f"{sale.order.id}:charge")
     return sale.model_copy(update={"payment": payment})
 
 
-@app.task(**TASK)
+@link
 def ship(sale: Sale) -> Sale:
     """Have the parcel fetched. A timeout is retried too: the idempotency key makes that safe."""
     shipment = carrier.ship(sale.order, idempotency_key=f"{sale.order.id}:ship")
     return sale.model_copy(update={"shipment": shipment})
 
 
-@app.task(**TASK)
+@link
 def invoice(sale: Sale) -> Sale:
     """Write the invoice."""
     if sale.payment is None:
@@ -66,7 +72,7 @@ def invoice(sale: Sale) -> Sale:
     return sale.model_copy(update={"invoice": issued})
 
 
-@app.task(**TASK)
+@link
 def confirm(sale: Sale) -> Sale:
     """Tell the customer."""
     if sale.shipment is None or sale.invoice is None:
@@ -77,7 +83,7 @@ def confirm(sale: Sale) -> Sale:
     return sale.model_copy(update={"receipt": receipt})
 
 
-@app.task
+@app.task  # type: ignore[untyped-decorator]  # Celery has no types
 def give_up(request: Any, exc: BaseException, traceback: Any, order_id: str) -> None:
     """The chain's error callback: somebody has to look at this order."""
     desk.complain(order_id, f"{request.task}: {exc!r}")

@@ -114,8 +114,8 @@ def usage(exc: click.UsageError, ctx: click.Context) -> click.ClickException:
         return Failure(
             f"{option} goes before the command: {root} {option} APP {rest}".rstrip() + " …", ExitCode.USAGE
         )
-    end = "" if message.endswith("?") else ";"
-    return Failure(f"{message.rstrip('.')}{end} see '{ctx.command_path} --help'", ExitCode.USAGE)
+    see = " See" if message.endswith("?") else "; see"
+    return Failure(f"{message.rstrip('.')}{see} '{ctx.command_path} --help'", ExitCode.USAGE)
 
 
 class Command(click.Command):

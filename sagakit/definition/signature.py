@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from types import FrameType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import PydanticUserError, TypeAdapter
 from pydantic.errors import PydanticSchemaGenerationError
@@ -62,6 +62,7 @@ class FunctionSignature:
             raise DefinitionError(f"{self.where}: {self.name} needs a first parameter for what sagakit passes to it")
         self.parameters = {p.name: p for p in everything[skip:]}
         self._signature = signature.replace(parameters=everything[skip:], return_annotation=MISSING)
+        self.inferred: set[str] = set()
         if concerns is not None:
             self._inherit(concerns, takes_result)
         self.arguments = self._argument_codec()
@@ -77,6 +78,7 @@ class FunctionSignature:
         for index, (name, parameter) in enumerate(self.parameters.items()):
             if name in self._hints:
                 continue
+            self.inferred.add(name)
             kind = step.returns if index == 0 and takes_result else step.annotation(name)
             if kind is not Any:
                 self._hints[name] = kind | None if parameter.default is None else kind
@@ -191,29 +193,43 @@ def admits_none(signature: FunctionSignature, name: str) -> bool:
     annotation = signature.annotation(name)
     if annotation is Any:
         return signature.parameters[name].default is None
-    return annotation is None or type(None) in get_args(annotation)
+    return type(None) in _members(annotation)
 
 
 def fits(given: Any, wanted: Any) -> bool:
     """Whether a value of the type ``given`` may be passed as ``wanted``; true where classes alone cannot tell."""
-    options = [option for option in _members(wanted) if option is not type(None)]
-    if type(given) is not type or not options or not all(isinstance(option, type) for option in options):
-        return True
-    if given in (int, bool) and float in options:
-        return True
+    source = _class_of(given)
+    options = [_class_of(member) for member in _members(wanted)]
+    return source is None or any(option is None or _is_subclass(source, option) for option in options)
+
+
+def _is_subclass(source: type, target: type) -> bool:
     try:
-        return any(issubclass(given, get_origin(option) or option) for option in options)
+        return issubclass(source, target) or (target is float and source is int)
     except TypeError:  # a TypedDict or a protocol
         return True
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union, or the type itself."""
+    annotation = _bare(annotation)
     return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+def _class_of(annotation: Any) -> type | None:
+    """The class behind a type such as ``list[int]``; ``None`` if there is none, as for a union or ``Any``."""
+    annotation = _bare(annotation)
+    kind = get_origin(annotation) or annotation
+    return kind if isinstance(kind, type) and kind not in (Any, Union, UnionType) else None
+
+
+def _bare(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def type_name(annotation: Any) -> str:
     """A type as people write it."""
-    return annotation.__name__ if type(annotation) is type else str(annotation).replace("typing.", "")
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
 
 
 def listed(names: Iterable[str]) -> str:

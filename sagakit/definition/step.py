@@ -11,7 +11,15 @@ from typing import Any, Generic, ParamSpec, Self, TypeVar, cast
 
 from sagakit.codec import Codec
 from sagakit.definition.options import StepOptions, call_options, compensation_options
-from sagakit.definition.signature import FunctionSignature, admits_none, caller_frame, fits, listed, location
+from sagakit.definition.signature import (
+    FunctionSignature,
+    admits_none,
+    caller_frame,
+    fits,
+    listed,
+    location,
+    type_name,
+)
 from sagakit.errors import ConfigurationError, DefinitionError, ErrorInfo, StepError, UseAStep, describe, qualified_name
 from sagakit.running import in_body, step_context
 
@@ -49,14 +57,23 @@ class TaskFunction(Generic[P, R]):
     """
 
     def __init__(
-        self, function: Callable[..., Any], options: StepOptions, *, name: str, frame: FrameType | None = None
+        self,
+        function: Callable[..., Any],
+        options: StepOptions,
+        *,
+        name: str,
+        frame: FrameType | None = None,
+        concerns: FunctionSignature | None = None,
+        takes_result: bool = False,
     ) -> None:
         self.function = function
         self.options = options
         self.name = name
         self.where = location(function)
         self.is_async = inspect.iscoroutinefunction(function)
-        self.signature = FunctionSignature(function, skip=1 if options.bind else 0, frame=frame)
+        self.signature = FunctionSignature(
+            function, skip=1 if options.bind else 0, frame=frame, concerns=concerns, takes_result=takes_result
+        )
         self.find_task: Callable[[str], Any] | None = None
         self.__name__ = function.__name__
         self.__doc__ = function.__doc__
@@ -121,7 +138,7 @@ class Compensation(TaskFunction[P, R]):
     """Undoes a step: receives the step's result, then those of the step's arguments that it names."""
 
     def __init__(self, step: "Step[..., Any]", *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **kwargs, concerns=step.signature, takes_result=True)
         self.step = step
         names = list(self.signature.parameters)
         self.takes_result = bool(names)
@@ -132,16 +149,21 @@ class Compensation(TaskFunction[P, R]):
 
     def _check_first(self, name: str) -> None:
         wanted, result = self.signature.annotation(name), self.step.signature.returns
-        if not fits(result, wanted) and result is not type(None):
+        inferred = result in (type(None), Any) or name in self.signature.inferred
+        if name in self.step.signature.parameters and inferred:
+            what = f"returns {type_name(result)}"
+            if result in (type(None), Any):
+                what = "declares no result" if result is Any else "returns nothing"
+            first = "_: None" if result is type(None) else "result"
+            raise DefinitionError(
+                f"{self.where}: {self.step.label} {what}, and the first parameter of a compensation receives "
+                f"the step's result: declare {self.label}({first}, {name}, ...)"
+            )
+        if not fits(result, wanted):
             raise DefinitionError(
                 f"{self.where}: the first parameter of {self.label} receives what {self.step.label} returns, "
-                f"{result.__name__}, but {name!r} is declared as {getattr(wanted, '__name__', wanted)}; "
+                f"{type_name(result)}, but {name!r} is declared as {type_name(wanted)}; "
                 f"write the result first, then the arguments of {self.step.label} you need"
-            )
-        if name in self.step.signature.parameters and result is type(None):
-            raise DefinitionError(
-                f"{self.where}: {self.step.label} returns nothing, and the first parameter of a compensation receives "
-                f"the step's result: declare {self.label}(_: None, {name}, ...)"
             )
 
 
@@ -149,7 +171,7 @@ class Probe(TaskFunction[P, R]):
     """Finds out whether a step of unknown outcome took effect: answers ``Happened(result)`` or ``NotHappened()``."""
 
     def __init__(self, step: "Step[..., Any]", *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **kwargs, concerns=step.signature)
         self.step = step
         _require_arguments_of(step, self, list(self.signature.parameters))
 
@@ -165,8 +187,8 @@ def _require_arguments_of(step: "Step[..., Any]", function: TaskFunction[..., An
         if not fits(step.signature.annotation(name), function.signature.annotation(name)):
             raise DefinitionError(
                 f"{function.where}: {function.label} declares {name!r} as "
-                f"{function.signature.annotation(name).__name__}, but {step.label} declares it as "
-                f"{step.signature.annotation(name).__name__}"
+                f"{type_name(function.signature.annotation(name))}, but {step.label} declares it as "
+                f"{type_name(step.signature.annotation(name))}"
             )
 
 

@@ -31,7 +31,7 @@ _STEP: Columns = {
     "position": INTEGER, "kind": TEXT, "name": TEXT, "state": TEXT, "task": TEXT, "attempt": INTEGER, "path": TEXT,
     "args": TEXT, "result": TEXT, "error": TEXT, "queue": TEXT, "owner": TEXT, "compensates": INTEGER, "undo": TEXT,
     "due_at": TIME, "scheduled_at": TIME, "started_at": TIME, "finished_at": TIME, "resolved_seq": INTEGER,
-    "retries": INTEGER, "lost": INTEGER, "abandoned": BOOLEAN,
+    "retries": INTEGER, "lost": INTEGER, "abandoned": BOOLEAN, "progress": TEXT,
 }  # fmt: skip
 _ATTEMPT: Columns = {
     "position": INTEGER, "attempt": INTEGER, "outcome": TEXT, "finished_at": TIME, "started_at": TIME, "error": TEXT,
@@ -120,6 +120,7 @@ class Queries(Aggregate):
             result=load_json(saga.result),
             error=saga.error,
             failed_step=saga.failed_step,
+            trouble=saga.trouble,
             priority=saga.priority,
             tags=saga.tags,
             revision=saga.revision,

@@ -37,6 +37,7 @@ SAGA_COLUMNS: Columns = {
     "body_done": BOOLEAN,
     "priority": INTEGER,
     "tags": TEXT,
+    "trouble": TEXT,
 }
 
 STEP_COLUMNS: Columns = {
@@ -55,6 +56,7 @@ STEP_COLUMNS: Columns = {
     "compensates": INTEGER,
     "undo": TEXT,
     "abandoned": BOOLEAN,
+    "replay": BOOLEAN,
 }
 
 
@@ -137,6 +139,7 @@ def saga_row(row: Sequence[Any]) -> SagaRow:
         body_done=row[17],
         priority=row[18],
         tags=load_json(row[19]),
+        trouble=load_error(row[20]),
     )
 
 
@@ -158,4 +161,5 @@ def step_row(row: Sequence[Any]) -> StepRow:
         compensates=row[12],
         undo=load_undo(row[13]),
         abandoned=row[14],
+        replay=row[15],
     )

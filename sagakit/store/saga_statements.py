@@ -40,9 +40,13 @@ class SagaStatements:
         self.advance = {target: self._advance(sql, target) for target in SagaState}
         self.transition = sql.do(
             f"UPDATE {sql.saga} SET state = :state, wake_at = :wake_at, publishes = 0, published_at = NULL,"
-            " error = CASE WHEN :clear_error THEN NULL ELSE COALESCE(:error, error) END,"
+            " trouble = NULL, error = CASE WHEN :clear_error THEN NULL ELSE COALESCE(:error, error) END,"
             f" finished_at = CASE WHEN :finished THEN {d.now} END, revision = revision + 1, updated_at = {d.now}"
             " WHERE id = :saga_id AND state IN :sources"
+        )
+        self.stick = sql.do(
+            f"UPDATE {sql.saga} SET state = 'stuck', trouble = :error, wake_at = NULL, publishes = 0,"
+            f" published_at = NULL, revision = revision + 1, updated_at = {d.now} WHERE id = :saga_id AND {OPEN}"
         )
         self.wake = sql.do(
             f"UPDATE {sql.saga} SET wake_at = {d.least}(COALESCE(wake_at, :at), :at), publishes = 0,"

@@ -189,6 +189,10 @@ class Sagas(Aggregate):
             },
         )
 
+    def stick(self, saga_id: str, trouble: ErrorInfo) -> bool:
+        """Hold an open saga whose code does not fit its ledger; ``transition`` lets it go on after a fix."""
+        return self._landed(self._sql.stick, {"saga_id": saga_id, "error": dump_error(trouble)})
+
     def wake(self, saga_id: str, at: datetime) -> bool:
         """Have the sweep look at an open saga at this time, or earlier if it was going to."""
         return self._landed(self._sql.wake, {"saga_id": saga_id, "at": at})

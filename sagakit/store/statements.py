@@ -26,14 +26,14 @@ _TYPES: Mapping[TypeEngine[Any], str] = {
     TEXT: (
         "action actor definition_hash detail error failed_step hostname input kind name new_id new_token outcome owner"
         " parent_id path python queue queues_json reason result root_id saga_id state tags_json task token undo args"
-        " versions id wanted"
+        " versions id wanted progress"
     ),
     INTEGER: (
         "attempt compensates concurrency last_seq limit max_lost pid position priority resolved_seq revision seq"
         " version publishes"
     ),
     FLOAT: "delay lease older_than newer_than republish_after republish_max time_limit",
-    BOOLEAN: "abandoned body_done clear_error finished renamed replaced rerun resolved running published",
+    BOOLEAN: "abandoned tainted body_done clear_error finished renamed replaced rerun resolved running published",
     TIME: "at deadline_at due_at expires_at ledger_at now started_at wake_at",
 }
 _BINDS = {name: type_ for type_, names in _TYPES.items() for name in names.split()}

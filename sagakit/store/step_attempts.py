@@ -7,7 +7,7 @@ from typing import Any
 from sagakit.errors import ErrorInfo
 from sagakit.states import OPEN_SAGA_STATES, STEP_TRANSITIONS, TASK_KINDS, Kind, StepState
 from sagakit.store.rows import KINDS, STEP_STATES, dump_error
-from sagakit.store.statements import INTEGER, TEXT, Aggregate, Sql
+from sagakit.store.statements import BOOLEAN, INTEGER, TEXT, Aggregate, Sql
 from sagakit.store.tables import quoted
 
 _RUN = "WHERE saga_id = :saga_id AND position = :position AND state = 'running' AND token = :token"
@@ -31,6 +31,7 @@ class Claimed:
 
     Attributes:
         attempt: how often the row was claimed, this time included.
+        tainted: an earlier attempt may have taken effect.
         token: the new token; the outcome is recorded under it.
         args: the encoded arguments of a step; ``None`` for a compensation or probe, which look at ``target``.
     """
@@ -45,6 +46,7 @@ class Claimed:
     attempt: int
     retries: int
     lost: int
+    tainted: bool
     token: str
     args: str | None
     queue: str | None
@@ -72,7 +74,7 @@ class AttemptStatements:
             f" AND (t.expires_at IS NULL OR t.expires_at > {d.now}) AND {saga_open}"
             f" RETURNING (SELECT s.name FROM {sql.saga} AS s WHERE s.id = saga_id),"
             f" (SELECT s.version FROM {sql.saga} AS s WHERE s.id = saga_id),"
-            " kind, name, task, attempt, retries, lost, args, queue, priority, compensates",
+            " kind, name, task, attempt, retries, lost, args, queue, priority, compensates, tainted",
             {
                 "saga_name": TEXT,
                 "saga_version": INTEGER,
@@ -86,6 +88,7 @@ class AttemptStatements:
                 "queue": TEXT,
                 "priority": INTEGER,
                 "compensates": INTEGER,
+                "tainted": BOOLEAN,
             },
         )
         self.target = sql.rows(
@@ -103,13 +106,15 @@ class AttemptStatements:
         )
         self.retry = sql.do(
             f"UPDATE {sql.step} SET {back}, retries = retries + 1, error = :error,"
+            " tainted = tainted OR :tainted,"
             f" due_at = {d.after(d.now, ':delay')} {_RUN}"
         )
         self.hand_back = sql.do(f"UPDATE {sql.step} SET {back}, due_at = {d.now} {_RUN}")
+        self.report = sql.do(f"UPDATE {sql.step} SET progress = :progress {_RUN}")
         again = ":rerun AND lost + 1 < :max_lost"
         self.lose = sql.rows(
             f"UPDATE {sql.step} SET state = CASE WHEN {again} THEN 'scheduled' ELSE 'unknown' END,"
-            f" lost = lost + 1, token = :new_token, owner = CASE WHEN {again} THEN NULL ELSE owner END,"
+            f" lost = lost + 1, tainted = true, token = :new_token, owner = CASE WHEN {again} THEN NULL ELSE owner END,"
             " publishes = 0, published_at = NULL, deadline_at = NULL, error = :error,"
             f" due_at = CASE WHEN {again} THEN {d.now} ELSE due_at END,"
             f" finished_at = CASE WHEN {again} THEN NULL ELSE {d.now} END {_RUN} RETURNING state",
@@ -154,6 +159,7 @@ class AttemptRows(Aggregate):
             attempt=row[5],
             retries=row[6],
             lost=row[7],
+            tainted=row[12],
             token=new_token,
             args=row[8],
             queue=row[9],
@@ -202,6 +208,13 @@ class AttemptRows(Aggregate):
             },
         )
 
+    def report(self, saga_id: str, position: int, token: str, *, progress: str) -> bool:
+        """Note how far a run is, for people to see."""
+        return self._landed(
+            self._attempt.report,
+            {"saga_id": saga_id, "position": position, "token": token, "progress": progress},
+        )
+
     def retry(
         self,
         saga_id: str,
@@ -211,8 +224,9 @@ class AttemptRows(Aggregate):
         new_token: str,
         delay: timedelta,
         error: ErrorInfo | None,
+        tainted: bool = False,
     ) -> bool:
-        """Schedule a failed run again, ``delay`` from now."""
+        """Schedule a failed run again, ``delay`` from now; ``tainted``: it may have taken effect."""
         return self._landed(
             self._attempt.retry,
             {
@@ -222,6 +236,7 @@ class AttemptRows(Aggregate):
                 "new_token": new_token,
                 "delay": delay.total_seconds(),
                 "error": dump_error(error),
+                "tainted": tainted,
             },
         )
 

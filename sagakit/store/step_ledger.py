@@ -20,7 +20,7 @@ from sagakit.store.tables import UNFED, quoted
 
 _RESOLVED = f"state IN ({quoted(RESOLVED_STEP_STATES)})"
 _REPLAYABLE = frozenset(s for s in RESOLVED_STEP_STATES if StepState.SCHEDULED in STEP_TRANSITIONS[s])
-_NOT_STARTED = "CASE WHEN lost > 0 THEN 'unknown' ELSE 'cancelled' END"
+_NOT_STARTED = "CASE WHEN tainted THEN 'unknown' ELSE 'cancelled' END"
 _ONE_ROW = "WHERE saga_id = :saga_id AND position = :position"
 
 
@@ -60,11 +60,11 @@ class LedgerStatements:
         )
         self.revoke = sql.do(
             f"UPDATE {sql.step} SET state = {_NOT_STARTED}, finished_at = {d.now}, error = :error"
-            f" {_ONE_ROW} AND state = 'scheduled'"
+            f" {_ONE_ROW} AND state = 'scheduled' AND token = :token"
         )
         # `attempt` goes on counting: the attempts of the first round stay on record under their numbers.
         self.reopen = sql.do(
-            f"UPDATE {sql.step} SET state = 'scheduled', token = :token, retries = 0, lost = 0, owner = NULL,"
+            f"UPDATE {sql.step} SET state = 'scheduled', token = :token, retries = 0, lost = 0, tainted = false, replay = false, owner = NULL,"
             f" error = NULL, result = NULL, due_at = {d.now}, publishes = 0, published_at = NULL, started_at = NULL,"
             " deadline_at = NULL, finished_at = NULL, resolved_seq = NULL, resolved_at = NULL,"
             " task = CASE WHEN :replaced AND :task IS NOT NULL THEN :task ELSE task END,"
@@ -76,6 +76,11 @@ class LedgerStatements:
         self.abandon = sql.do(
             f"UPDATE {sql.step} SET abandoned = true WHERE saga_id = :saga_id AND position IN :positions"
         )
+        self.mark_for_replay = sql.do(
+            f"UPDATE {sql.step} SET replay = true WHERE saga_id = :saga_id AND position IN :positions"
+            f" AND kind <> 'step' AND state IN ({quoted(_REPLAYABLE)})"
+        )
+        self.set_undo = sql.do(f"UPDATE {sql.step} SET undo = :undo {_ONE_ROW} AND kind = 'step'")
         self.has_unfed = sql.do(
             f"SELECT EXISTS (SELECT 1 FROM {sql.step} WHERE saga_id = :saga_id AND {UNFED})"
         )
@@ -165,10 +170,10 @@ class LedgerRows(Aggregate):
             parameters = {"saga_id": saga_id, "positions": list(positions)}
             self._connection.execute(self._ledger.abandon, parameters)
 
-    def revoke(self, saga_id: str, position: int, *, error: ErrorInfo | None) -> bool:
+    def revoke(self, saga_id: str, position: int, *, token: str, error: ErrorInfo | None) -> bool:
         """Withdraw one unclaimed row and leave it to the coordinator to feed that to the body."""
         return self._landed(
-            self._ledger.revoke, {"saga_id": saga_id, "position": position, "error": dump_error(error)}
+            self._ledger.revoke, {"saga_id": saga_id, "position": position, "token": token, "error": dump_error(error)}
         )
 
     def reopen(
@@ -204,6 +209,20 @@ class LedgerRows(Aggregate):
             if any(self._landed(self._ledger.reopen, {**row, **kind}) for kind in (compensation, probe)):
                 landed.append(position)
         return landed
+
+    def mark_for_replay(self, saga_id: str, positions: Sequence[int]) -> None:
+        """Note that an operator wants these compensations and probes run once more; the coordinator reopens them."""
+        if positions:
+            parameters = {"saga_id": saga_id, "positions": list(positions)}
+            self._connection.execute(self._ledger.mark_for_replay, parameters)
+
+    def set_undo(self, saga_id: str, undo: Mapping[int, Undo]) -> None:
+        """Replace how steps are undone, by position: a replay uses the compensations of the code as it is now."""
+        if undo:
+            self._each(
+                self._ledger.set_undo,
+                [{"saga_id": saga_id, "position": position, "undo": dump_undo(new)} for position, new in undo.items()],
+            )
 
     def has_unfed(self, saga_id: str) -> bool:
         """Whether an outcome waits to be fed to the body."""

@@ -1,6 +1,6 @@
 """``saga_step`` rows as the sweep finds them: unpublished, doubtful, orphaned, overdue, expired, not yet fed."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -11,6 +11,10 @@ from sagakit.states import OPEN_SAGA_STATES, Kind
 from sagakit.store.rows import KINDS
 from sagakit.store.statements import INTEGER, TEXT, Aggregate, Columns, Sql
 from sagakit.store.tables import CLAIMABLE, UNFED, quoted
+
+
+_ALL = 1_000_000
+"""A limit that is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +50,20 @@ class RunningStep:
     queue: str | None
 
 
+_RUNNING: Columns = {
+    "saga_id": TEXT,
+    "position": INTEGER,
+    "kind": TEXT,
+    "name": TEXT,
+    "task": TEXT,
+    "token": TEXT,
+    "owner": TEXT,
+    "attempt": INTEGER,
+    "lost": INTEGER,
+    "queue": TEXT,
+}
+
+
 class SweepStatements:
     """The SQL of :class:`SweepRows`, built once a store."""
 
@@ -70,16 +88,27 @@ class SweepStatements:
         self.expired = self._found(
             sql, f"{CLAIMABLE} AND t.expires_at IS NOT NULL AND t.expires_at <= {d.now_once}"
         )
+        self.running = sql.rows(
+            f"SELECT {', '.join(_RUNNING)} FROM {sql.step} WHERE saga_id = :saga_id AND position = :position"
+            " AND state = 'running'",
+            _RUNNING,
+        )
+        self.token = sql.do(f"SELECT token FROM {sql.step} WHERE saga_id = :saga_id AND position = :position")
+        self.hurry = self._due(
+            sql, f"t.saga_id = :saga_id AND (publishes = 0 OR due_at > {d.now_once})", "due_at", f", due_at = {d.now}"
+        )
         # A saga that is locked is being advanced: whoever holds it looks for unfed outcomes before it lets go.
         self.unfed = sql.rows(
             f"SELECT s.id FROM {sql.saga} AS s WHERE s.state IN ({quoted(OPEN_SAGA_STATES)}) AND s.id IN"
             f" (SELECT saga_id FROM {sql.step} WHERE {UNFED}"
-            f" AND finished_at <= {d.after(d.now_once, '-:older_than')}) LIMIT :limit{d.lock_or_skip}",
+            f" AND finished_at <= {d.after(d.now_once, '-:older_than')})"
+            # One that is due to be woken has its message, or will have it in this sweep.
+            f" AND (s.wake_at IS NULL OR s.wake_at > {d.now_once}) LIMIT :limit{d.lock_or_skip}",
             {"id": TEXT},
         )
 
     @staticmethod
-    def _due(sql: Sql, condition: str, order: str) -> TextualSelect:
+    def _due(sql: Sql, condition: str, order: str, more: str = "") -> TextualSelect:
         d = sql.dialect
         columns: Columns = {
             "saga_id": TEXT,
@@ -98,7 +127,7 @@ class SweepStatements:
             f"WITH due AS MATERIALIZED (SELECT saga_id, position FROM {sql.step} AS t WHERE {CLAIMABLE}"
             f" AND {condition} AND EXISTS (SELECT 1 FROM {sql.saga} AS s WHERE s.id = t.saga_id"
             f" AND s.state IN ({quoted(OPEN_SAGA_STATES)})) ORDER BY {order} LIMIT :limit{d.lock_or_skip})"
-            f" UPDATE {sql.step} AS t SET publishes = publishes + 1, published_at = {d.now}"
+            f" UPDATE {sql.step} AS t SET publishes = publishes + 1, published_at = {d.now}{more}"
             " WHERE (t.saga_id, t.position) IN (SELECT due.saga_id, due.position FROM due)"
             f" RETURNING saga_id, (SELECT s.name FROM {sql.saga} AS s WHERE s.id = saga_id), position, kind, name,"
             " task, token, queue, priority, publishes, attempt",
@@ -107,22 +136,10 @@ class SweepStatements:
 
     @staticmethod
     def _found(sql: Sql, condition: str) -> TextualSelect:
-        columns: Columns = {
-            "saga_id": TEXT,
-            "position": INTEGER,
-            "kind": TEXT,
-            "name": TEXT,
-            "task": TEXT,
-            "token": TEXT,
-            "owner": TEXT,
-            "attempt": INTEGER,
-            "lost": INTEGER,
-            "queue": TEXT,
-        }
         return sql.rows(
-            f"SELECT {', '.join(columns)} FROM {sql.step} AS t WHERE {condition}"
+            f"SELECT {', '.join(_RUNNING)} FROM {sql.step} AS t WHERE {condition}"
             f" LIMIT :limit{sql.dialect.lock_or_skip}",
-            columns,
+            _RUNNING,
         )
 
 
@@ -165,22 +182,22 @@ class SweepRows(Aggregate):
             else:
                 parameters["queues"] = [queue or "" for queue in queues]
                 rows += self._connection.execute(self._sweep.due_again_on, parameters)
-        return [
-            DueStep(
-                saga_id=row[0],
-                saga_name=row[1],
-                position=row[2],
-                kind=KINDS[row[3]],
-                name=row[4],
-                task=row[5],
-                token=row[6],
-                queue=row[7],
-                priority=row[8],
-                publishes=row[9],
-                attempt=row[10],
-            )
-            for row in rows
-        ]
+        return _due_steps(rows)
+
+    def hurry(self, saga_id: str) -> list[DueStep]:
+        """Make everything of a saga that waits for a time due now, and take it (``task_always_eager``)."""
+        return _due_steps(self._connection.execute(self._sweep.hurry, {"saga_id": saga_id, "limit": _ALL}))
+
+    def running(self, saga_id: str, position: int) -> RunningStep | None:
+        """One row, if it is running."""
+        found = self._running(self._sweep.running, {"saga_id": saga_id, "position": position})
+        return found[0] if found else None
+
+    def token(self, saga_id: str, position: int) -> str | None:
+        """The current token of one row."""
+        parameters = {"saga_id": saga_id, "position": position}
+        token: str | None = self._connection.execute(self._sweep.token, parameters).scalar()
+        return token
 
     def orphaned(self, limit: int) -> list[RunningStep]:
         """Running rows whose worker is gone or has let its lease run out."""
@@ -217,3 +234,22 @@ class SweepRows(Aggregate):
             )
             for row in self._connection.execute(statement, parameters)
         ]
+
+
+def _due_steps(rows: Iterable[Any]) -> list[DueStep]:
+    return [
+        DueStep(
+            saga_id=row[0],
+            saga_name=row[1],
+            position=row[2],
+            kind=KINDS[row[3]],
+            name=row[4],
+            task=row[5],
+            token=row[6],
+            queue=row[7],
+            priority=row[8],
+            publishes=row[9],
+            attempt=row[10],
+        )
+        for row in rows
+    ]

@@ -103,6 +103,7 @@ class Tables:
             _text("result"),
             _text("error"),
             _text("failed_step"),
+            _text("trouble"),
             sa.Column("body_done", sa.Boolean, nullable=False, server_default=sa.false()),
             _time("deadline_at"),
             _text("parent_id"),
@@ -130,7 +131,6 @@ class Tables:
                 name, "published", "published_at", where=f"{OPEN} AND wake_at IS NOT NULL AND publishes > 0"
             ),
             _index(name, "state", "state", "created_at"),
-            postgresql_with={"fillfactor": 85},
         )
 
     def _step(self, name: str) -> sa.Table:
@@ -168,6 +168,8 @@ class Tables:
             sa.Column("resolved_seq", sa.Integer),
             _time("resolved_at"),
             sa.Column("abandoned", sa.Boolean, nullable=False, server_default=sa.false()),
+            sa.Column("tainted", sa.Boolean, nullable=False, server_default=sa.false()),
+            sa.Column("replay", sa.Boolean, nullable=False, server_default=sa.false()),
             _text("progress"),
             sa.CheckConstraint(f"kind IN ({quoted(Kind)})", name="kind"),
             sa.CheckConstraint(f"state IN ({quoted(StepState)})", name="state"),
@@ -200,7 +202,6 @@ class Tables:
             _index(name, "expires", "expires_at", where=f"{CLAIMABLE} AND expires_at IS NOT NULL"),
             _index(name, "owner", "owner", where="state = 'running'"),
             _index(name, "unfed", "finished_at", where=UNFED),
-            postgresql_with={"fillfactor": 85},
         )
 
     def _worker(self, name: str) -> sa.Table:

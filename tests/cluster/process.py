@@ -102,17 +102,23 @@ class ManagedProcess:
         if number != _signal("SIGKILL"):
             self._leader().send_signal(number)
             return
+        doomed = self.members()
         process = self._process
         if process is not None and process.poll() is None:
             os.killpg(process.pid, number)  # at once: no child sees its parent die
             process.wait(_GONE_TIMEOUT)
-        for member in self.members():  # of a main process that was dead before
+        for member in self.members():  # whoever is left of a main process that was dead before
             with suppress(psutil.NoSuchProcess):
                 member.kill()
-        wait_until(lambda: not self.members(), _GONE_TIMEOUT, f"the processes of {self.name} to be gone")
+        # Not `members()` again: a process loses its environment, and with it its mark, a moment before it is gone.
+        wait_until(
+            lambda: not any(_is_alive(member) for member in doomed),
+            _GONE_TIMEOUT,
+            f"the processes of {self.name} to be gone",
+        )
 
     def kill_parent(self) -> None:
-        """SIGKILL its main process only; what becomes of the children is up to them."""
+        """SIGKILL its main process only (on Linux, Celery has the kernel kill the children of a dead main process)."""
         leader = self._leader()
         leader.kill()
         leader.wait(_GONE_TIMEOUT)
@@ -125,7 +131,7 @@ class ManagedProcess:
             pid = min(children)
         assert pid in children, f"{pid} is no child of {self.name}: {sorted(children)}"
         children[pid].kill()
-        wait_until(lambda: pid not in self.pids, _GONE_TIMEOUT, f"child {pid} of {self.name} to be gone")
+        wait_until(lambda: not _is_alive(children[pid]), _GONE_TIMEOUT, f"child {pid} of {self.name} to be gone")
         return pid
 
     def stop(self, timeout: float = 30.0) -> int:
@@ -136,9 +142,10 @@ class ManagedProcess:
         return leader.returncode
 
     def pause(self) -> None:
-        """Freeze all its processes (SIGSTOP), as a machine that hangs would."""
+        """Freeze all its processes (SIGSTOP), as a machine that hangs would; they stand still on return."""
         os.killpg(self._leader().pid, signal.SIGSTOP)
         self._paused = True
+        wait_until(self._stands_still, _GONE_TIMEOUT, f"the processes of {self.name} to stop")
 
     def resume(self) -> None:
         """Let its frozen processes go on (SIGCONT)."""
@@ -226,6 +233,9 @@ class ManagedProcess:
         """Its state and the end of its log."""
         return f"--- {self.summary()} ---\n{self.logs()[-_TAIL:].rstrip()}"
 
+    def _stands_still(self) -> bool:
+        return {member.status() for member in self.members()} == {psutil.STATUS_STOPPED}
+
     def _leader(self) -> subprocess.Popen[bytes]:
         assert self._process is not None, f"{self.name} was never started"
         assert self.running, f"{self.name} does not run: {self.status}"
@@ -264,6 +274,13 @@ def _marked(variable: str, value: str, session: int | None = None) -> Iterator[p
                 yield process
         except (psutil.Error, OSError):
             continue  # gone, or not ours to look at
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _signal(name: str | int) -> int:

@@ -9,10 +9,13 @@ import redis
 from celery import Celery
 from pytest_celery import CeleryTestSetup
 
-from tests.cluster import Cluster, Effects, PublishedMessages, unacked_messages, wait_until, waiting_messages
 from tests.cluster import effects as effects_module
+from tests.cluster.cluster import Cluster
+from tests.cluster.effects import Effects
+from tests.cluster.messages import PublishedMessages, unacked_messages, waiting_messages
 from tests.cluster.nodes import WorkerNode
 from tests.cluster.redis import RedisServer
+from tests.cluster.waiting import wait_until
 
 APP = "tests.cluster.plain:app"
 
@@ -65,11 +68,12 @@ class TestCelerySetup:
                 killed, other = other, killed
             before = killed.pids
             killed.kill()
-            assert not any(psutil.pid_exists(pid) and is_alive(pid) for pid in before)
+            assert not any(is_alive(pid) for pid in before)
             assert killed.container.status == "exited (-9)"
-            send(celery_setup.app, "note", "by the other")
-            assert effects.wait_for(step="by the other")[0].pid in other.pids
             assert effects.names(kind="done") == []
+        # RabbitMQ gives the task of the dead worker to the other at once, Redis after a long while.
+        send(celery_setup.app, "note", "by the other")
+        assert effects.wait_for(step="by the other")[0].pid in other.pids
 
         other.stop()
         killed.restart()
@@ -141,13 +145,12 @@ class TestProcesses:
         effects.wait_for(step="held", kind="done")
 
     def test_the_parent_alone_can_be_killed(self, node: WorkerNode, client: Celery, effects: Effects) -> None:
-        """A child in the middle of a task outlives its main process, until the node is killed altogether."""
+        """What is left after the main process died is killed with the node."""
         with effects.gate("held") as gate:
             send(client, "hold", "held")
-            [arrival] = gate.wait_reached()
+            gate.wait_reached()
             node.kill_parent()
             assert not node.running
-            assert arrival.pid in node.pids
             node.kill()
             assert node.pids == []
 
@@ -161,7 +164,6 @@ class TestProcesses:
             node.pause()
             assert node.container.status == "paused"
             gate.open()
-            assert {psutil.Process(pid).status() for pid in node.pids} == {psutil.STATUS_STOPPED}
             assert effects.count(kind="done") == 0
             assert unacked_messages(broker_url) == 1
             node.resume()
