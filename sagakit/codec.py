@@ -7,7 +7,7 @@ should come back as. JSON is the only format: nothing stored or received is ever
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
@@ -125,10 +125,10 @@ class Codec(Generic[T]):
     def _require_round_trip(self, value: T, text: str) -> None:
         """Refuse what JSON text would not give back: a secret, a NaN in a model, a UUID where a string is as good."""
         try:
-            back = self.loads(text)
-        except NotDecodable as exc:
-            raise NotEncodable(f"{self.what} can be stored as JSON, but not read back: {exc.__cause__}") from exc
-        if not _equal(value, back):
+            back = self._adapter.validate_json(text, by_alias=True, by_name=True)
+        except ValidationError as exc:
+            raise NotEncodable(f"{self.what} can be stored as JSON, but not read back: {explain(exc)}") from exc
+        if not _same(value, back):
             raise NotEncodable(
                 f"{self.what} does not come back from JSON as itself: {_difference(value, back)}; declare its type "
                 "more narrowly"
@@ -146,34 +146,43 @@ class Codec(Generic[T]):
             raise NotDecodable(f"{self.what}, as stored, no longer fits its type: {explain(exc)}") from exc
 
 
-def _equal(one: Any, other: Any) -> bool:
+def _same(one: Any, other: Any) -> bool:
     try:
-        # Their text decides about what knows no equality: a NaN, or a class without __eq__.
-        return bool(one == other) or repr(one) == repr(other)
+        if one == other:
+            return True
     except Exception:  # an array, say, whose comparison is no yes or no: then the type knows best
         return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, float):
+        return math.isnan(one) and math.isnan(other)
+    parts = _parts(one, other)
+    if parts is None:
+        return type(one).__eq__ is object.__eq__
+    return all(_same(mine, theirs) for _, mine, theirs in parts)
 
 
 def _difference(one: Any, other: Any, where: str = "") -> str:
     """Where two values first differ, and how; without the values, which may be nobody's business."""
-    if type(one) is type(other):
-        for key, mine, theirs in _parts(one, other):
-            if not _equal(mine, theirs):
-                return _difference(mine, theirs, f"{where}.{key}" if where else str(key))
+    for key, mine, theirs in _parts(one, other) or () if type(one) is type(other) else ():
+        if not _same(mine, theirs):
+            return _difference(mine, theirs, f"{where}.{key}" if where else str(key))
     before, after = type(one).__name__, type(other).__name__
-    place = f"{where}: " if where else ""
-    return f"{place}a {before} comes back as {f'a {after}' if before != after else 'another one'}"
+    return f"{where + ': ' if where else ''}{before} comes back as {'another ' if before == after else ''}{after}"
 
 
-def _parts(one: Any, other: Any) -> list[tuple[Any, Any, Any]]:
-    """The named parts of two values of one type, side by side; none if they do not have the same."""
+def _parts(one: Any, other: Any) -> list[tuple[Any, Any, Any]] | None:
+    """The named parts of two values of one type, side by side; ``None`` if they have none, or not the same."""
     if isinstance(one, list | tuple) and len(one) == len(other):
         return [(index, mine, theirs) for index, (mine, theirs) in enumerate(zip(one, other, strict=True))]
-    if isinstance(one, BaseModel) or is_dataclass(one):
-        one, other = vars(one), vars(other)
     if isinstance(one, dict) and one.keys() == other.keys():
         return [(key, one[key], other[key]) for key in one]
-    return []
+    names: list[str] = []
+    if isinstance(one, BaseModel):  # its private attributes are no part of it
+        names = [*type(one).model_fields, "__pydantic_extra__"]
+    elif is_dataclass(one):
+        names = [field.name for field in fields(one)]
+    return [(name, getattr(one, name), getattr(other, name)) for name in names] if names else None
 
 
 def explain(exc: ValidationError) -> str:

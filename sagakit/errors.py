@@ -93,6 +93,10 @@ class BodyDoesNotYield(SagakitError):
     """The body spins without ever waiting for a step or a timer."""
 
 
+class BodyWaitsInVain(SagakitError):
+    """The body waits for what no step and no timer will ever bring, such as an event that nobody sets."""
+
+
 class LedgerTooLong(SagakitError):
     """The saga issued more commands than the ledger holds for one saga."""
 
@@ -108,6 +112,9 @@ class NonDeterminismError(SagakitError):
 
 def _rebuild(cls: "type[StepError]", fields: dict[str, Any]) -> "StepError":
     return cls(**fields)
+
+
+_TAKEN = frozenset({"args", "fields", "ledger_info", "step"})
 
 
 @dataclass_transform(kw_only_default=True)
@@ -133,6 +140,12 @@ class StepError(Exception):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         dataclasses.dataclass(kw_only=True, repr=True, eq=False)(cls)
+        taken = next((field.name for field in dataclasses.fields(cls) if field.name in _TAKEN), None)  # type: ignore[arg-type]
+        if taken is not None:
+            raise DefinitionError(
+                f"{qualified_name(cls)}: a StepError's field cannot be called {taken!r}, which every StepError has "
+                "already: choose another name"
+            )
 
     def __str__(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.fields().items()) or type(self).__name__

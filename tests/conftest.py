@@ -19,6 +19,7 @@ from celery import Celery
 from celery import _state as state
 from pytest_celery import CeleryBrokerCluster, CeleryWorkerCluster
 
+from sagakit.definition.registry import shared
 from sagakit.store import Store, schema
 from tests.cluster import process, services
 from tests.cluster.cluster import Cluster
@@ -84,7 +85,7 @@ def redis_server() -> Iterator[RedisServer]:
 @pytest.fixture(scope="session")
 def amqp_server() -> Iterator[RabbitMQ]:
     """The RabbitMQ of SAGAKIT_TEST_AMQP_URL; skips without."""
-    with closing(services.rabbitmq()) as server:
+    with services.rabbitmq() as server:
         yield server
 
 
@@ -213,7 +214,7 @@ def load_app(
     """
     from sagakit import SagaKit
 
-    before = _CeleryState()
+    before = _Globals()
     loaded: dict[str, ModuleType] = {}
 
     def load(path: str) -> ModuleType:
@@ -241,7 +242,7 @@ def kit(broker_url: str, database_url: str) -> "Iterator[SagaKit]":
     """A kit in this process, on a Celery application of its own, with this test's broker and ledger."""
     from sagakit import SagaKit
 
-    before = _CeleryState()
+    before = _Globals()
     app = Celery("tests", broker=broker_url)
     found = SagaKit(app, database_url=database_url)
     yield found
@@ -250,20 +251,23 @@ def kit(broker_url: str, database_url: str) -> "Iterator[SagaKit]":
     before.restore()
 
 
-class _CeleryState:
-    """What Celery keeps in global variables: the current application, and what waits for the next one."""
+class _Globals:
+    """What Celery and sagakit keep in global variables: the current application, and definitions for those to come."""
 
     def __init__(self) -> None:
         self._default = state.default_app
         self._current = state._tls.current_app
-        self._finalizers = set(state._on_app_finalizers)
+        self._shared = [(found, found.copy()) for found in (shared._declared, shared._followers)]
+        self._shared_tasks = set(state._on_app_finalizers)
 
     def restore(self) -> None:
         """Put back what was there when this object was made."""
         state.default_app = self._default
         state._tls.current_app = self._current
+        for found, before in self._shared:
+            found[:] = before
         state._on_app_finalizers.clear()
-        state._on_app_finalizers.update(self._finalizers)
+        state._on_app_finalizers.update(self._shared_tasks)
 
 
 # --- pytest-celery --------------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ class SessionJoiner:
 class _Pending:
     saga_ids: list[str]
     publish: Callable[[], None]
-    give_up_at: float
+    give_up_at: float = 0.0
 
 
 class AfterCommit:
@@ -95,6 +95,7 @@ class AfterCommit:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = threading.Lock()
+        self._watched: WeakKeyDictionary[sa.Connection, list[_Pending]] = WeakKeyDictionary()
         self._pending: deque[_Pending] = deque()
         self._idle = threading.Event()
         self._idle.set()
@@ -103,21 +104,23 @@ class AfterCommit:
 
     def watch(self, connection: sa.Connection, saga_ids: list[str], publish: Callable[[], None]) -> None:
         """Call ``publish`` once the transaction of ``connection`` is committed; never if it is rolled back."""
+        waiting = self._watched.get(connection)
+        if waiting is None:
+            self._watched[connection] = waiting = []
+            event.listen(connection, "commit", self._on_commit)
+            event.listen(connection, "rollback", self._on_rollback)
+        waiting.append(_Pending(saga_ids, publish))
 
-        def on_commit(_: sa.Connection) -> None:
-            stop()
-            self._add(_Pending(saga_ids, publish, time.monotonic() + _GIVE_UP_AFTER))
+    def _on_commit(self, connection: sa.Connection) -> None:
+        # Savepoints do not come here: only the outermost transaction's own commit does.
+        waiting = self._watched[connection]
+        for pending in waiting:
+            pending.give_up_at = time.monotonic() + _GIVE_UP_AFTER
+            self._add(pending)
+        waiting.clear()
 
-        def on_rollback(_: sa.Connection) -> None:
-            stop()
-
-        def stop() -> None:
-            for name, listener in (("commit", on_commit), ("rollback", on_rollback)):
-                if event.contains(connection, name, listener):
-                    event.remove(connection, name, listener)
-
-        event.listen(connection, "commit", on_commit)
-        event.listen(connection, "rollback", on_rollback)
+    def _on_rollback(self, connection: sa.Connection) -> None:
+        self._watched[connection].clear()
 
     def _add(self, pending: _Pending) -> None:
         with self._lock:

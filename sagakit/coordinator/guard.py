@@ -5,6 +5,7 @@ A body runs again at every replay, so whatever it does to the world would be don
 """
 
 import sys
+from types import FrameType
 from typing import Any
 
 from sagakit.errors import UseAStep
@@ -24,11 +25,25 @@ _FORBIDDEN = {
     "_thread.start_joinable_thread": "started a thread",
     "time.sleep": "called time.sleep()",  # an audit event from Python 3.13 on
     "open": "opened a file",
+    "os.chmod": "changed a file",
+    "os.chown": "changed a file",
+    "os.link": "changed a directory",
+    "os.listdir": "read a directory",
+    "os.mkdir": "changed a directory",
+    "os.remove": "removed a file",
+    "os.rename": "renamed a file",
+    "os.rmdir": "removed a directory",
+    "os.scandir": "read a directory",
+    "os.symlink": "changed a directory",
+    "os.truncate": "changed a file",
+    "os.kill": "sent a signal",
     "sqlite3.connect": "opened a database",
 }
 
-_READS_SOURCE = ("importlib", "zipimport", "linecache", "tokenize", "traceback", "zoneinfo", "logging")
-"""Modules that open files for Python itself: a lazy import, a traceback, a time zone."""
+_ALLOWED = ("frozen_importlib", "importlib", "zipimport", "linecache", "traceback", "zoneinfo", "logging", "bdb", "pdb")
+"""Modules under which nothing is refused: a lazy import, a traceback, a time zone, a log record, a debugger."""
+
+_THE_LOOP = "sagakit.coordinator.loop"
 
 _installed = False
 
@@ -45,12 +60,20 @@ def _refuse(event: str, args: tuple[Any, ...]) -> None:
     deed = _FORBIDDEN.get(event)
     if deed is None or not in_body():
         return
-    if event == "open" and _is_python_itself():
+    if _is_allowed():
         return
     instead = "use `await asyncio.sleep(...)`, which is durable" if event == "time.sleep" else "do this in a step"
     raise UseAStep(f"the saga's body {deed}; a body runs again at every replay: {instead}")
 
 
-def _is_python_itself() -> bool:
-    module: str = sys._getframe(2).f_globals.get("__name__", "")
-    return module.lstrip("_").startswith(("frozen_importlib", *_READS_SOURCE))
+def _is_allowed() -> bool:
+    """Whether the attempt is one that a replay does not repeat (a module runs once), or that changes nothing."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        module: str = frame.f_globals.get("__name__", "")
+        if module == _THE_LOOP:
+            return False  # from here on down it is the worker's own code
+        if module.lstrip("_").partition(".")[0] in _ALLOWED:
+            return True
+        frame = frame.f_back
+    return False

@@ -11,10 +11,14 @@ beyond collecting callbacks in order:
 
 import asyncio
 import contextvars
+import gc
 import sys
+import threading
 from asyncio import events
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, cast
+from weakref import ref
 
 from sagakit.coordinator import guard
 from sagakit.errors import BodyDoesNotYield, UseAStep
@@ -129,10 +133,12 @@ class LedgerLoop(asyncio.AbstractEventLoop):
     def __init__(self, commands: Commands) -> None:
         guard.install()
         self._commands = commands
-        self._ready: list[asyncio.Handle] = []
+        self._ready: deque[asyncio.Handle] = deque()
         self._created = 0
         self._orphans = 0
-        self._generators: list[AsyncGenerator[Any, Any]] = []
+        self._context = contextvars.Context()
+        self._generators: dict[int, tuple[int, ref[AsyncGenerator[Any, Any]]]] = {}
+        self._garbage: list[tuple[int, AsyncGenerator[Any, Any]]] = []
         self.tasks: list[OrderedTask[Any]] = []
         self._stopping = False
         self.now = 0.0
@@ -151,20 +157,16 @@ class LedgerLoop(asyncio.AbstractEventLoop):
         previous = events._get_running_loop()
         hooks = sys.get_asyncgen_hooks()
         events._set_running_loop(self)
-        sys.set_asyncgen_hooks(firstiter=self._generators.append, finalizer=self._close_generator)
+        sys.set_asyncgen_hooks(firstiter=self._keep_generator, finalizer=self._close_generator)
         try:
             count = 0
             while self._ready and not self._commands.faulty:
-                batch, self._ready = self._ready, []
-                for handle in batch:
-                    if not handle.cancelled():
-                        handle._run()
-                        if self._commands.faulty:
-                            return
+                batch, self._ready = self._ready, deque()
+                count += len(batch)
+                self._run(batch)
                 if self._stopping:
                     self._stopping = False
                     return
-                count += len(batch)
                 if count > _MAX_CALLBACKS:
                     raise BodyDoesNotYield(
                         f"the body ran {count:,} callbacks without waiting for a step or a timer: it spins"
@@ -173,9 +175,18 @@ class LedgerLoop(asyncio.AbstractEventLoop):
             sys.set_asyncgen_hooks(*hooks)
             events._set_running_loop(previous)
 
+    def _run(self, batch: deque[asyncio.Handle]) -> None:
+        try:
+            while batch and not self._commands.faulty:
+                handle = batch.popleft()
+                if not handle.cancelled():
+                    handle._run()
+        finally:
+            self._ready.extendleft(reversed(batch))  # a SystemExit passed through: the rest is still to be run
+
     def start(self, coro: Coroutine[Any, Any, R]) -> OrderedTask[R]:
         """Begin the body, in a fresh context: no decimal precision or other variable of the worker leaks in."""
-        task: OrderedTask[R] = self._task(coro, (), context=contextvars.Context())
+        task: OrderedTask[R] = self._task(coro, (), context=self._context)
         task.add_done_callback(self._stop)
         return task
 
@@ -186,19 +197,19 @@ class LedgerLoop(asyncio.AbstractEventLoop):
         """Make a due timer ready."""
         self._ready.append(handle)
 
-    def cancel_others(self, main: asyncio.Task[Any]) -> bool:
-        """Cancel every task but ``main``, as ``asyncio.run`` does; say whether there was any."""
-        left = [task for task in self.tasks if task is not main and not task.done()]
+    def cancel_left(self) -> list[OrderedTask[Any]]:
+        """Cancel every task that is left, as ``asyncio.run`` does, and return them."""
+        left = [task for task in self.tasks if not task.done()]
         for task in left:
             task.cancel()
-        return bool(left)
+        return left
 
-    def close_generators(self) -> bool:
-        """Close the async generators the body left open, as ``asyncio.run`` does; say whether there was any."""
-        left, self._generators = self._generators, []
-        for generator in left:
-            self._close_generator(generator)
-        return bool(left)
+    def close_generators(self) -> list[OrderedTask[Any]]:
+        """Close the async generators the body left open, as ``asyncio.run`` does; return the tasks that do it."""
+        left = [(number, generator) for number, kept in self._generators.values() if (generator := kept()) is not None]
+        left = sorted(left + self._garbage, key=lambda numbered: numbered[0])
+        self._generators, self._garbage = {}, []
+        return [self.create_task(_aclose(generator), context=self._context) for _, generator in left]
 
     def close(self) -> None:
         """Throw the body away. Python runs its ``finally`` blocks; the commands they issue are refused."""
@@ -208,6 +219,9 @@ class LedgerLoop(asyncio.AbstractEventLoop):
         try:
             for task in self.tasks:
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
+                # asyncio keeps every task in one set for the process, where those of all loops have the same hashes:
+                # left to the garbage collector, they would make it slow.
+                asyncio.tasks._unregister_task(task)
                 try:
                     cast("Coroutine[Any, Any, Any]", task.get_coro()).close()
                 except BaseException:  # a body may raise anything while it is torn down, and nobody is to hear it
@@ -260,8 +274,10 @@ class LedgerLoop(asyncio.AbstractEventLoop):
             coro = _wait_for(coro)
         return self._task(coro, path, name=name, context=context)
 
-    def _task(self, coro: Any, path: tuple[int, ...], **kw: Any) -> OrderedTask[Any]:
-        task: OrderedTask[Any] = OrderedTask(coro, loop=self, path=path, **kw)
+    def _task(self, coro: Any, path: tuple[int, ...], *, name: str | None = None, **kw: Any) -> OrderedTask[Any]:
+        # asyncio's own names count the tasks of the process.
+        name = name or f"Task-{'.'.join(map(str, path)) or 'body'}"
+        task: OrderedTask[Any] = OrderedTask(coro, loop=self, path=path, name=name, **kw)
         self.tasks.append(task)
         return task
 
@@ -298,14 +314,19 @@ class LedgerLoop(asyncio.AbstractEventLoop):
     def get_task_factory(self) -> None:
         return None
 
-    def _close_generator(self, generator: AsyncGenerator[Any, Any]) -> None:
-        if generator in self._generators:
-            self._generators.remove(generator)
-        if not self.dead:
-            self.create_task(_aclose(generator))
+    def _keep_generator(self, generator: AsyncGenerator[Any, Any]) -> None:
+        self._generators[id(generator)] = (self.next_number(), ref(generator))
 
-    async def shutdown_asyncgens(self) -> None:
-        self.close_generators()
+    def _close_generator(self, generator: AsyncGenerator[Any, Any]) -> None:
+        """Nobody holds a generator any more: close it, now or when the body ends."""
+        if self.dead:
+            return
+        number, _ = self._generators.pop(id(generator))
+        if threading.get_ident() in _collecting:
+            # In which moment the garbage collector finds a cycle, and in which thread, differs from run to run.
+            self._garbage.append((number, generator))
+        else:
+            self.create_task(_aclose(generator))
 
 
 async def _wait_for(future: "asyncio.Future[R]") -> R:
@@ -315,6 +336,16 @@ async def _wait_for(future: "asyncio.Future[R]") -> R:
 async def _aclose(generator: AsyncGenerator[Any, Any]) -> None:
     await generator.aclose()
 
+
+_collecting: set[int] = set()
+"""Threads in which the garbage collector is at work."""
+
+
+def _watch_collector(phase: str, info: dict[str, int]) -> None:
+    (_collecting.add if phase == "start" else _collecting.discard)(threading.get_ident())
+
+
+gc.callbacks.append(_watch_collector)
 
 _AS_COMPLETED = ("as_completed", "_AsCompletedIterator")
 

@@ -14,6 +14,7 @@ from sagakit.coordinator.loop import LedgerLoop, OrderedTask, StepFuture
 from sagakit.definition.saga import SagaDefinition
 from sagakit.definition.step import Step
 from sagakit.errors import (
+    BodyWaitsInVain,
     LedgerTooLong,
     NonDeterminismError,
     SagakitError,
@@ -118,6 +119,9 @@ class Replay:
         self._first_position = max((row.position for row in rows), default=-1) + 1
         self._fault: SagakitError | None = None
         self._closing = False
+        self._over = False
+        self._left: list[OrderedTask[Any]] = []
+        self._exit: SystemExit | None = None
         # Ledger time never goes backwards, whatever the database's clock does.
         now = max(now, saga.ledger_at or now)
         self.progress = Progress(now=now, started_at=saga.started_at or now, last_seq=saga.last_seq)
@@ -163,7 +167,10 @@ class Replay:
 
     def _found_instead(self) -> str:
         """What the body did where the ledger has another row: nothing, as far as its commands go."""
-        return "the end of the body" if self._main is not None and self._main.done() else "no such command"
+        if self._main is None or not self._main.done():
+            return "no such command"
+        error = None if self._main.cancelled() else self._main.exception()
+        return "the end of the body" + (f", which raised {type(error).__name__}: {error}" if error else "")
 
     def _feed_news(self) -> None:
         self._move_to(self.progress.now)
@@ -202,7 +209,7 @@ class Replay:
                 self._fire(command)
             return
         future = command.future
-        if future is None or future.done():
+        if self._over or future is None or future.done() or command.withdrawn:
             return  # abandoned by the body
         if row.state is StepState.SUCCEEDED:
             assert command.step is not None
@@ -214,7 +221,7 @@ class Replay:
     def _fire(self, command: Command) -> None:
         handle = command.handle
         self._timers.pop(id(handle), None)
-        if handle is not None and not handle.cancelled():
+        if handle is not None and not handle.cancelled() and not self._over:
             self.loop.fire(handle)
             self._drain()
 
@@ -235,25 +242,42 @@ class Replay:
         self.loop.now = max(self.loop.now, (at - self.progress.started_at).total_seconds())
 
     def _drain(self) -> None:
-        try:
-            self.loop.drain()
-        except SystemExit:
-            # A body that calls sys.exit() has failed like any other; one raised by a signal is the worker's own.
-            if self._main is None or not self._main.done():
-                raise
+        assert self._main is not None
+        self._run_ready()
         # asyncio.run cancels what is left the moment the body's own task ends, then closes async generators.
-        if self._main is not None and self._main.done() and not self._closing and self._fault is None:
+        if (self._main.done() or self._exit is not None) and not self._closing and self._fault is None:
             self._closing = True
             self._check_awaited()
-            if self.loop.cancel_others(self._main):
-                self.loop.drain()
-        if self._closing and self._all_done() and self.loop.close_generators():
-            self.loop.drain()
+            self._left = self.loop.cancel_left()
+            self._run_ready()
+            self._let_go_unwatched()
+        while self._closing and not self._over and all(task.done() for task in self._left):
+            self._left = self.loop.close_generators()
+            self._over = not self._left
+            self._run_ready()
         if self._fault is not None:
             raise self._fault
 
-    def _all_done(self) -> bool:
-        return all(task.done() for task in self.loop.tasks)
+    def _run_ready(self) -> None:
+        """Run what is ready. A body that calls ``sys.exit()`` has failed like any other."""
+        while True:
+            try:
+                self.loop.drain()
+            except SystemExit as exc:
+                if _from_the_worker(exc):
+                    raise
+                self._exit = self._exit or exc
+                if not self._closing:
+                    return
+            else:
+                return
+
+    def _let_go_unwatched(self) -> None:
+        """The body's own task has ended: a step that no other task of it awaits any more is abandoned."""
+        for command in list(self._commands.values()):
+            future = command.future
+            if future is not None and not future.done() and not future._callbacks:
+                self._withdraw(command)
 
     # What the loop and the body's context report (see loop.Commands).
 
@@ -349,7 +373,7 @@ class Replay:
 
     def _check_awaited(self) -> None:
         assert self._main is not None
-        if self._main.cancelled() or self._main.exception() is not None:
+        if self._exit is not None or self._main.cancelled() or self._main.exception() is not None:
             return
         for command in self._commands.values():
             future = command.future
@@ -364,20 +388,38 @@ class Replay:
     def _conclude(self) -> None:
         progress = self.progress
         assert self._main is not None
-        progress.done = self._closing and self._all_done()
+        progress.done = self._over
         if progress.done:
             self._collect_result(self._main)
-        for command in self._commands.values():
-            if progress.done:
+            for command in self._commands.values():
                 self._let_go(command)
+        elif not any(self._is_open(command) for command in self._commands.values()):
+            raise self._waits_in_vain(self._main)
         progress.inserted = [self._new_row(command) for command in self._new]
         if not progress.done:
             whens = [c.handle.when() for c in self._timers.values() if c.handle and not c.handle.cancelled()]
             progress.wake_at = self.time_at(min(whens)) if whens else None
 
+    def _is_open(self, command: Command) -> bool:
+        """Whether something may yet come of a command that the body waits for."""
+        if command.kind is Kind.TIMER:
+            return id(command.handle) in self._timers
+        return command.future is not None and not command.future.done() and not command.withdrawn
+
+    def _waits_in_vain(self, main: OrderedTask[Any]) -> BodyWaitsInVain:
+        frame = next(iter(main.get_stack(limit=1)), None)
+        where = f" at {frame.f_code.co_filename}:{frame.f_lineno}" if frame else ""
+        return BodyWaitsInVain(
+            f"saga {self.saga.id}: the body of {self.definition.label} ({self.definition.where}) waits{where} for what "
+            "no step and no timer will ever bring, such as an event that nobody sets: await a step, a timer, or a task "
+            f"that awaits one, then run: saga resume {self.saga.id}"
+        )
+
     def _collect_result(self, main: OrderedTask[Any]) -> None:
         progress = self.progress
-        if main.cancelled():
+        if self._exit is not None:
+            progress.raised = self._exit
+        elif main.cancelled():
             progress.raised = asyncio.CancelledError("the body cancelled itself")
         elif progress.raised is None:
             progress.raised = main.exception()
@@ -471,6 +513,15 @@ def undo_of(step: Step[..., Any]) -> Undo | None:
         queue=undo.options.queue or step.queue,
         priority=undo.options.priority if undo.options.priority is not None else step.priority,
     )
+
+
+def _from_the_worker(exc: SystemExit) -> bool:
+    """Whether the process is being shut down: Celery's and billiard's handlers of signals raise ``SystemExit`` too."""
+    tb = exc.__traceback__
+    while tb is not None and tb.tb_next is not None:
+        tb = tb.tb_next
+    module = str(tb.tb_frame.f_globals.get("__name__", "")) if tb is not None else ""
+    return module.partition(".")[0] in ("billiard", "celery")
 
 
 def python_version() -> str:

@@ -104,7 +104,13 @@ def run_saga(
 
     Raises:
         NonDeterminismError: the body is not deterministic.
+        ConfigurationError: a stand-in is given for something that is no step, compensation or probe.
     """
+    for given in steps or {}:
+        if not isinstance(given, TaskFunction):
+            raise ConfigurationError(
+                f"run_saga(steps=...) is keyed by the steps, compensations and probes themselves, not by {given!r}"
+            )
     return _Run(definition, input, steps or {}, saga_id, deadline).run()
 
 

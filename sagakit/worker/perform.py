@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any
 
 from celery.exceptions import Retry
 
+from sagakit.clock import utcnow
 from sagakit.codec import bounded
 from sagakit.coordinator.replay import Limits
 from sagakit.definition.retry import RetryPolicy
@@ -140,6 +141,9 @@ def _asked_delay(exc: Retry, policy: RetryPolicy, retries: int) -> timedelta:
         return exc.delay
     if isinstance(exc.when, int | float):
         return timedelta(seconds=exc.when)
+    if isinstance(exc.when, datetime):
+        when = exc.when if exc.when.tzinfo is not None else exc.when.replace(tzinfo=UTC)
+        return max(timedelta(0), when - utcnow())
     return policy.backoff(retries)
 
 

@@ -131,7 +131,9 @@ class ManagedProcess:
             pid = min(children)
         assert pid in children, f"{pid} is no child of {self.name}: {sorted(children)}"
         children[pid].kill()
-        wait_until(lambda: not _is_alive(children[pid]), _GONE_TIMEOUT, f"child {pid} of {self.name} to be gone")
+        wait_until(
+            lambda: not _is_alive(children[pid]), _GONE_TIMEOUT, f"child {pid} of {self.name} to be gone"
+        )
         return pid
 
     def stop(self, timeout: float = 30.0) -> int:

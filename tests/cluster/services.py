@@ -32,11 +32,8 @@ def postgres() -> Iterator[Postgres]:
     """A Postgres that lets us create and drop databases."""
     url = os.environ.get("SAGAKIT_TEST_POSTGRES_URL")
     if url:
-        server = _named("SAGAKIT_TEST_POSTGRES_URL", lambda: NamedPostgres(url))
-        try:
+        with contextlib.closing(_named("SAGAKIT_TEST_POSTGRES_URL", lambda: NamedPostgres(url))) as server:
             yield server
-        finally:
-            server.close()
     else:
         with _out_of_wheel(lambda: local_postgres(fsync=False)) as own:
             yield own
@@ -47,11 +44,8 @@ def redis() -> Iterator[RedisServer]:
     """A Redis whose databases tests can borrow."""
     url = os.environ.get("SAGAKIT_TEST_REDIS_URL")
     if url:
-        server = _named("SAGAKIT_TEST_REDIS_URL", lambda: RedisServer(url))
-        try:
+        with contextlib.closing(_named("SAGAKIT_TEST_REDIS_URL", lambda: RedisServer(url))) as server:
             yield server
-        finally:
-            server.close()
     else:
         with (
             _out_of_wheel(local_valkey) as valkey,
@@ -60,12 +54,14 @@ def redis() -> Iterator[RedisServer]:
             yield server
 
 
-def rabbitmq() -> RabbitMQ:
+@contextlib.contextmanager
+def rabbitmq() -> Iterator[RabbitMQ]:
     """The RabbitMQ that SAGAKIT_TEST_AMQP_URL names; there is no wheel of it, so a skip without, in CI too."""
     url = os.environ.get("SAGAKIT_TEST_AMQP_URL")
     if not url:
         pytest.skip("SAGAKIT_TEST_AMQP_URL names no RabbitMQ")
-    return _named("SAGAKIT_TEST_AMQP_URL", lambda: RabbitMQ(url))
+    with contextlib.closing(_named("SAGAKIT_TEST_AMQP_URL", lambda: RabbitMQ(url))) as server:
+        yield server
 
 
 def _named(variable: str, connect: Callable[[], S]) -> S:

@@ -232,6 +232,7 @@ def prepare_expired(ledger: Ledger, name: str) -> None:
 def prepare_unfed(ledger: Ledger, name: str) -> None:
     """An outcome that waits to be fed."""
     ledger.ended(StepState.SUCCEEDED, name, finished_at=ledger.now() - SECOND * 60)
+    ledger.put_saga(name, wake_at=None)
 
 
 def sweep_sagas(tx: Transaction, limit: int) -> list[str]:

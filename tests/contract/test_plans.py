@@ -51,4 +51,5 @@ def test_sweeps_use_their_index(
     text = plan(postgres, found, parameters)
     assert index in text, text
     if condition is not None:
-        assert f"Index Cond: ({condition}" in text.replace("((", "("), text
+        bounds = [line for line in text.splitlines() if "Index Cond" in line and condition in line]
+        assert bounds, text

@@ -16,6 +16,8 @@ SECOND = timedelta(seconds=1)
 SOON = timedelta(seconds=30)
 ERROR = ErrorInfo(type="shop.Declined", message="no \udc80 way\x00")
 
+EARLIER = ErrorInfo(type="shop.Other", message="before")
+
 # --- insert and get ---
 
 
@@ -261,6 +263,37 @@ def test_transition_sets_keeps_and_clears_the_error(store: Store, ledger: Ledger
     assert (kept.finished_at, cleared.finished_at is not None) == (None, True)
     columns = ledger.saga_columns("a")
     assert (columns["wake_at"], columns["publishes"], columns["published_at"]) == (None, 0, None)
+
+
+# --- stick ---
+
+
+def test_stick_holds_open_sagas(store: Store, ledger: Ledger) -> None:
+    """An open saga is held with its trouble told, its own error kept; any other stays as it is."""
+    for state in SagaState:
+        ledger.saga(state, state)
+        ledger.put_saga(state, error=EARLIER.dumps())
+        with store.begin() as tx:
+            before = tx.sagas.get(state)
+            assert tx.sagas.stick(state, ERROR) is (state in OPEN_SAGA_STATES), state
+            row = tx.sagas.get(state)
+        assert before is not None
+        if state not in OPEN_SAGA_STATES:
+            assert row == before
+            continue
+        assert row == replace(before, state=SagaState.STUCK, trouble=ERROR, revision=before.revision + 1)
+        assert ledger.saga_columns(state)["wake_at"] is None
+
+
+def test_transition_ends_the_trouble(store: Store, ledger: Ledger) -> None:
+    """A saga that goes on has no trouble any more, and the error that it had."""
+    ledger.saga("a", error=EARLIER.dumps())
+    with store.begin() as tx:
+        tx.sagas.stick("a", ERROR)
+        tx.sagas.transition("a", target=SagaState.RUNNING)
+        row = tx.sagas.get("a")
+    assert row is not None
+    assert (row.trouble, row.error) == (None, EARLIER)
 
 
 # --- wake ---

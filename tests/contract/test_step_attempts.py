@@ -28,7 +28,7 @@ def claim(store: Store, token: str = "t0", *, saga_id: str = "s", position: int 
 def test_claim_returns_what_a_worker_needs(store: Store, ledger: Ledger) -> None:
     """A claim answers with everything about the run, under the new token and the next attempt's number."""
     row = replace(STEP, queue="payments", priority=4, time_limit=2.5)
-    ledger.row(row=row, retries=2, lost=1, attempt=3)
+    ledger.row(row=row, retries=2, lost=1, attempt=3, tainted=True)
     before = ledger.now()
     assert claim(store) == Claimed(
         saga_id="s",
@@ -41,6 +41,7 @@ def test_claim_returns_what_a_worker_needs(store: Store, ledger: Ledger) -> None
         attempt=4,
         retries=2,
         lost=1,
+        tainted=True,
         token="new",
         args="[1]",
         queue="payments",
@@ -168,12 +169,17 @@ def hand_back(tx: Transaction, saga_id: str, token: str) -> Any:
     return tx.steps.hand_back(saga_id, 0, token, new_token="new")
 
 
+def report(tx: Transaction, saga_id: str, token: str) -> Any:
+    """Note how far the run is; it ends nothing, but the guards are the same."""
+    return tx.steps.report(saga_id, 0, token, progress="1 of 2")
+
+
 def lose(tx: Transaction, saga_id: str, token: str) -> Any:
     """Give the run up for lost."""
     return tx.steps.lose(saga_id, 0, token, new_token="new", rerun=True, max_lost=3, error=ERROR)
 
 
-endings = pytest.mark.parametrize("end", [finish, retry, hand_back, lose])
+endings = pytest.mark.parametrize("end", [finish, retry, hand_back, report, lose])
 
 
 @endings
@@ -205,8 +211,8 @@ def test_ending_touches_one_row(store: Store, ledger: Ledger, end: Ending) -> No
     ledger.running("other", token="t0")
     with store.begin() as tx:
         assert end(tx, "s", "t0")
-    assert ledger.columns(position=1)["state"] == "running"
-    assert ledger.columns("other")["state"] == "running"
+    for untouched in (ledger.columns(position=1), ledger.columns("other")):
+        assert (untouched["state"], untouched["progress"]) == ("running", None)
 
 
 @endings
@@ -270,6 +276,30 @@ def test_retry_schedules_again(store: Store, ledger: Ledger) -> None:
     assert claim(store, "new") is None
 
 
+def test_report_is_for_people(store: Store, ledger: Ledger) -> None:
+    """Progress is on the record, and the run goes on under the same token."""
+    ledger.running()
+    with store.begin() as tx:
+        assert report(tx, "s", "t0")
+        record = tx.queries.record("s")
+        assert finish(tx, "s", "t0")
+    assert record is not None
+    assert record.steps[0].progress == "1 of 2"
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "after"), [(False, False, False), (False, True, True), (True, False, True)]
+)
+def test_taint_stays(store: Store, ledger: Ledger, before: bool, now: bool, after: bool) -> None:
+    """Once an attempt may have taken effect, every later claim is told so."""
+    ledger.running(tainted=before)
+    with store.begin() as tx:
+        assert tx.steps.retry("s", 0, "t0", new_token="new", delay=SECOND * 0, error=ERROR, tainted=now)
+    claimed = claim(store, "new")
+    assert claimed is not None
+    assert claimed.tainted is after
+
+
 @pytest.mark.parametrize("end", [hand_back, lose])
 def test_given_back_rows_can_be_claimed_at_once(store: Store, ledger: Ledger, end: Ending) -> None:
     """A row that was handed back or lost is due at once under its new token, and the sweep will publish it."""
@@ -282,7 +312,9 @@ def test_given_back_rows_can_be_claimed_at_once(store: Store, ledger: Ledger, en
     assert claim(store) is None
     claimed = claim(store, "new")
     assert claimed is not None
-    assert (claimed.attempt, claimed.lost) == (2, 1 if end is lose else 0)
+    assert (claimed.attempt, claimed.lost, claimed.tainted) == (
+        (2, 1, True) if end is lose else (2, 0, False)
+    )
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,7 @@ def test_withdraw_takes_what_is_unclaimed(store: Store, ledger: Ledger) -> None:
     for position in range(5):
         ledger.row(row=replace(STEP, position=position))
     ledger.put_row("s", 1, state="running", owner="w")
-    ledger.put_row("s", 3, lost=1)
+    ledger.put_row("s", 3, tainted=True)
     ledger.row("other", row=STEP)
     now = ledger.now()
     with store.begin() as tx:
@@ -205,23 +205,31 @@ def test_withdraw_and_revoke_leave_the_rest(store: Store, ledger: Ledger, state:
     with store.begin() as tx:
         assert tx.steps.withdraw("s", [0], ledger_at=tx.now(), first_seq=1) == {}
         assert tx.steps.withdraw("s", [], ledger_at=tx.now(), first_seq=1) == {}
-        assert not tx.steps.revoke("s", 0, error=ERROR)
+        assert not tx.steps.revoke("s", 0, token="t0", error=ERROR)
     assert (ledger.columns()["state"], ledger.columns()["error"]) == (state, None)
 
 
-@pytest.mark.parametrize(("lost", "state"), [(0, StepState.CANCELLED), (1, StepState.UNKNOWN)])
-def test_revoke_leaves_the_feeding(store: Store, ledger: Ledger, lost: int, state: StepState) -> None:
-    """A revoked row ends, unknown if an attempt of it was lost, and waits to be fed; others stay."""
-    ledger.row(lost=lost)
-    ledger.row(row=replace(STEP, position=1))
+@pytest.mark.parametrize(("tainted", "state"), [(False, StepState.CANCELLED), (True, StepState.UNKNOWN)])
+def test_revoke_leaves_the_feeding(store: Store, ledger: Ledger, tainted: bool, state: StepState) -> None:
+    """A revoked row ends, unknown if an attempt of it may have taken effect, and waits to be fed; others stay."""
+    ledger.row(tainted=tainted)
+    ledger.row(row=replace(STEP, position=1), token="t0")
     ledger.row("other")
     with store.begin() as tx:
-        assert tx.steps.revoke("s", 0, error=ERROR)
+        assert tx.steps.revoke("s", 0, token="t0", error=ERROR)
         row, other = tx.steps.load("s")
         assert tx.steps.has_unfed("s")
     assert (row.state, row.error, row.resolved_seq) == (state, ERROR, None)
     assert other.state is StepState.SCHEDULED
     assert ledger.columns("other")["state"] == "scheduled"
+
+
+def test_revoke_needs_the_token(store: Store, ledger: Ledger) -> None:
+    """A row that was claimed and given back since it was looked at is not revoked."""
+    ledger.row()
+    with store.begin() as tx:
+        assert not tx.steps.revoke("s", 0, token="old", error=ERROR)
+    assert ledger.columns()["state"] == "scheduled"
 
 
 def test_abandon_marks_rows(store: Store, ledger: Ledger) -> None:
@@ -246,6 +254,7 @@ def test_reopen_what_failed(store: Store, ledger: Ledger, row: NewRow, state: St
     open_ = state in (StepState.SCHEDULED, StepState.RUNNING)
     ledger.ended(StepState.SUCCEEDED)
     values = {"state": state.value, "owner": "w", "attempt": 3, "retries": 2, "lost": 1, "result": "1"}
+    values |= {"tainted": True, "replay": True}
     values |= {} if open_ else {"resolved_seq": 4, "resolved_at": ledger.now(), "finished_at": ledger.now()}
     ledger.row(row=row, **values)
     with store.begin() as tx:
@@ -259,6 +268,7 @@ def test_reopen_what_failed(store: Store, ledger: Ledger, row: NewRow, state: St
     columns = ledger.columns(position=row.position)
     assert (columns["state"], columns["token"], columns["owner"]) == ("scheduled", "new", None)
     assert (columns["retries"], columns["lost"], columns["attempt"]) == (0, 0, 3)
+    assert (columns["tainted"], columns["replay"]) == (False, False)
     assert (columns["result"], columns["error"], columns["finished_at"]) == (None, None, None)
     assert (columns["resolved_seq"], columns["resolved_at"], columns["publishes"]) == (None, None, 0)
     with store.begin() as tx:
@@ -288,6 +298,35 @@ def test_reopen_touches_one_saga(store: Store, ledger: Ledger) -> None:
     with store.begin() as tx:
         tx.steps.reopen("s", [1], tokens={1: "a"})
     assert ledger.columns("other", 1)["state"] == "failed"
+
+
+@pytest.mark.parametrize("state", list(StepState))
+def test_mark_for_replay(store: Store, ledger: Ledger, state: StepState) -> None:
+    """Compensations and probes that failed, are unknown or were skipped can be marked; steps and others cannot."""
+    for row in (STEP, COMPENSATION, PROBE):
+        ledger.row(row=row, state=state.value, owner="w")
+    ledger.row("other", row=COMPENSATION, state="failed")
+    with store.begin() as tx:
+        tx.steps.mark_for_replay("s", [0, 1, 2])
+        tx.steps.mark_for_replay("s", [])
+        marked = [row.replay for row in tx.steps.load("s")]
+        assert [row.replay for row in tx.steps.load("other")] == [False]
+    failed = state in (StepState.FAILED, StepState.UNKNOWN, StepState.SKIPPED)
+    assert marked == [False, failed, failed]
+
+
+def test_set_undo(store: Store, ledger: Ledger) -> None:
+    """A step's undo is replaced by what the code says now; other rows, and other sagas, keep theirs."""
+    new = Undo(compensation="shop.refund2", name="refund2")
+    ledger.ended(StepState.SUCCEEDED)
+    ledger.ended(StepState.FAILED, row=COMPENSATION)
+    ledger.ended(StepState.SUCCEEDED, row=replace(STEP, position=2))
+    ledger.ended(StepState.SUCCEEDED, "other")
+    with store.begin() as tx:
+        tx.steps.set_undo("s", {0: new, 1: new})
+        tx.steps.set_undo("s", {})
+        assert [row.undo for row in tx.steps.load("s")] == [new, None, UNDO]
+        assert [row.undo for row in tx.steps.load("other")] == [UNDO]
 
 
 # --- unfed ---

@@ -209,6 +209,8 @@ def test_unfed(store: Store, ledger: Ledger) -> None:
     ledger.ended(StepState.SUCCEEDED, "recent", finished_at=now)
     ledger.ended(StepState.SUCCEEDED, "fed", finished_at=now - SECOND * 10, resolved_seq=1)
     ledger.row("open", finished_at=now - SECOND * 10)
+    for name in ("waits", "recent", "fed", "open"):
+        ledger.put_saga(name, wake_at=None)
     with store.begin() as tx:
         assert tx.steps.unfed(10, SECOND * 5) == ["waits"]
         assert sorted(tx.steps.unfed(10, SECOND * 0)) == ["recent", "waits"]
@@ -219,10 +221,57 @@ def test_unfed_of_open_sagas_only(store: Store, ledger: Ledger) -> None:
     """A saga that has ended, is stuck or is paused has nobody to feed."""
     past = ledger.now() - SECOND * 10
     for state in SagaState:
-        ledger.saga(state, state)
+        ledger.saga(state, state, wake_at=None)
         ledger.ended(StepState.SUCCEEDED, state, finished_at=past)
     with store.begin() as tx:
         assert sorted(tx.steps.unfed(100, SECOND)) == sorted(OPEN_SAGA_STATES)
+
+
+def test_unfed_leaves_out_what_is_woken_anyway(store: Store, ledger: Ledger) -> None:
+    """A saga that is due to be woken is not found a second time; one that is woken later is."""
+    now = ledger.now()
+    for name, wake_at in (("due", now - SECOND), ("later", now + SOON)):
+        ledger.saga(name, wake_at=wake_at)
+        ledger.ended(StepState.SUCCEEDED, name, finished_at=now - SECOND * 10)
+    with store.begin() as tx:
+        assert tx.steps.unfed(10, SECOND) == ["later"]
+
+
+# --- one row, one saga ---
+
+
+def test_running_looks_at_one_row(store: Store, ledger: Ledger) -> None:
+    """A row is answered if it runs, and nothing otherwise."""
+    ledger.running()
+    ledger.row(row=replace(STEP, position=1))
+    with store.read() as tx:
+        found = tx.steps.running("s", 0)
+        assert found is not None
+        assert (found.saga_id, found.position, found.token, found.owner) == ("s", 0, "t0", "w")
+        assert tx.steps.running("s", 1) is None
+        assert tx.steps.running("other", 0) is None
+
+
+def test_token_looks_at_one_row(store: Store, ledger: Ledger) -> None:
+    """The token that is current, whatever state the row is in."""
+    ledger.running()
+    ledger.row(row=replace(STEP, position=1))
+    with store.read() as tx:
+        assert [tx.steps.token("s", position) for position in range(3)] == ["t0", "t1", None]
+
+
+def test_hurry(store: Store, ledger: Ledger) -> None:
+    """Everything of one saga that waits for a time is due now, and taken; what is on its way is not."""
+    now = ledger.now()
+    ledger.row("s", due_at=now + SOON, publishes=0)
+    ledger.row("s", replace(STEP, position=1), due_at=now - SECOND, publishes=0)
+    ledger.row("s", replace(STEP, position=2))
+    ledger.row("other", due_at=now + SOON, publishes=0)
+    with store.begin() as tx:
+        taken = tx.steps.hurry("s")
+        assert sorted(step.position for step in taken) == [0, 1]
+        assert tx.steps.claim("s", 0, "t0", new_token="x", owner="w")
+    assert ledger.columns("other")["due_at"] == now + SOON
 
 
 # --- when the sweep is next needed ---

@@ -149,7 +149,7 @@ def open_shop(tmp_path: Path) -> Shop:
 def test_from_nothing_to_a_list(shop: Shop) -> None:
     """Without tables the way out is named in the words of the door; after it, everything works."""
     done = shop.run("list")
-    words = " ".join(shop.door[1:]).replace("sagakit.cli.main", "sagakit")
+    words = " ".join(("python", *shop.door)).replace("python -m sagakit.cli.main", "sagakit")
     assert done.returncode == 5
     assert done.stderr == f"Error: the database has no sagakit tables yet; run '{words} migrate'\n"
     assert shop.ok("migrate").startswith("applied ")
@@ -271,7 +271,7 @@ def worker(shop: Shop) -> Iterator[None]:
 @pytest.mark.slow
 def test_watching_a_saga_on_a_real_worker(tmp_path: Path) -> None:
     """Watched from its start, held in the middle until the test opens the gate, to its end."""
-    shop = make_shop(tmp_path, DOORS["sagakit"], {"BROKER": "filesystem://", "SAGAKIT_SWEEP_INTERVAL": "0.5"})
+    shop = make_shop(tmp_path, DOORS["sagakit"], {"BROKER": "filesystem://", "SAGAKIT_SWEEP_INTERVAL": "0.5s"})
     shop.ok("migrate")
     gate = shop.folder / "gate"
     os.mkfifo(gate)

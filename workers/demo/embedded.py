@@ -135,6 +135,7 @@ def _worker(app: Any, log: Path) -> Iterator[threading.Thread]:
     """
     from celery.worker import state
 
+    app.set_default()  # the pool's threads look for the app that is everybody's
     # An in-process queue is polled; kombu's default of a second between two looks is for queues far away.
     app.conf.broker_transport_options = {"polling_interval": 0.005}
     app.log.setup(loglevel=logging.INFO, logfile=str(log), redirect_stdouts=False, colorize=False)

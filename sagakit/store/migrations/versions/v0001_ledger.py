@@ -109,11 +109,11 @@ def _create_saga(name: str, schema: str | None) -> None:
         sa.CheckConstraint(
             "state IN ('compensated', 'compensating', 'compensation_failed', 'completed', 'paused', 'pending',"
             " 'running', 'stuck')",
-            name=f"ck_{name}_state",
+            name=op.f(f"ck_{name}_state"),
         ),
         sa.CheckConstraint(
             "state NOT IN ('compensated', 'compensation_failed', 'completed') OR finished_at IS NOT NULL",
-            name=f"ck_{name}_finished",
+            name=op.f(f"ck_{name}_finished"),
         ),
         schema=schema,
     )
@@ -164,22 +164,22 @@ def _create_step(name: str, saga: str, schema: str | None) -> None:
         _text("progress"),
         sa.PrimaryKeyConstraint("saga_id", "position", name=f"pk_{name}"),
         _owner(saga, schema, name),
-        sa.CheckConstraint("kind IN ('compensation', 'probe', 'step', 'timer')", name=f"ck_{name}_kind"),
+        sa.CheckConstraint("kind IN ('compensation', 'probe', 'step', 'timer')", name=op.f(f"ck_{name}_kind")),
         sa.CheckConstraint(
             "state IN ('cancelled', 'failed', 'running', 'scheduled', 'skipped', 'succeeded', 'unknown')",
-            name=f"ck_{name}_state",
+            name=op.f(f"ck_{name}_state"),
         ),
-        sa.CheckConstraint("attempt >= 0 AND retries >= 0 AND lost >= 0", name=f"ck_{name}_counters"),
+        sa.CheckConstraint("attempt >= 0 AND retries >= 0 AND lost >= 0", name=op.f(f"ck_{name}_counters")),
         sa.CheckConstraint(
-            "state <> 'running' OR (owner IS NOT NULL AND token IS NOT NULL)", name=f"ck_{name}_running"
+            "state <> 'running' OR (owner IS NOT NULL AND token IS NOT NULL)", name=op.f(f"ck_{name}_running")
         ),
         sa.CheckConstraint(
             f"NOT ({_CLAIMABLE})"
             " OR (token IS NOT NULL AND task IS NOT NULL AND (publishes > 0 OR due_at IS NOT NULL))",
-            name=f"ck_{name}_claimable",
+            name=op.f(f"ck_{name}_claimable"),
         ),
         sa.CheckConstraint(
-            "resolved_seq IS NULL OR state NOT IN ('running', 'scheduled')", name=f"ck_{name}_resolved"
+            "resolved_seq IS NULL OR state NOT IN ('running', 'scheduled')", name=op.f(f"ck_{name}_resolved")
         ),
         schema=schema,
     )
@@ -226,7 +226,7 @@ def _create_attempt(name: str, saga: str, schema: str | None) -> None:
         _text("outcome", nullable=False),
         sa.PrimaryKeyConstraint("saga_id", "position", "attempt", name=f"pk_{name}"),
         _owner(saga, schema, name),
-        sa.CheckConstraint("outcome IN ('failed', 'lost', 'retried', 'unknown')", name=f"ck_{name}_outcome"),
+        sa.CheckConstraint("outcome IN ('failed', 'lost', 'retried', 'unknown')", name=op.f(f"ck_{name}_outcome")),
         schema=schema,
     )
 
