@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
@@ -71,13 +71,14 @@ def build_adapter(annotation: Any) -> TypeAdapter[Any]:
         annotation = PlainJson
     # An alias takes the configuration where a bare dataclass would not: a value must be encoded in the same way
     # wherever it stands, since a step's result becomes an argument of its compensation.
-    return TypeAdapter(TypeAliasType("value", annotation), config=_CONFIG)
+    alias: Any = TypeAliasType("value", annotation)
+    return TypeAdapter(alias, config=_CONFIG)
 
 
 def build_fields_adapter(fields: Mapping[str, Any]) -> TypeAdapter[dict[str, Any]]:
     """A pydantic adapter for named values, such as the arguments of one call."""
     annotations = {name: PlainJson if kind is Any else kind for name, kind in fields.items()}
-    record = TypedDict("record", annotations)  # type: ignore[operator]
+    record = cast(Any, TypedDict)("record", annotations)  # mypy wants the keys spelled out
     record.__pydantic_config__ = _CONFIG
     return TypeAdapter(record)
 

@@ -67,11 +67,11 @@ class Declaring:
     @overload
     def step(self, function: Callable[P, R], /) -> Step[P, R]: ...
     @overload
-    def step(self, *, bind: Literal[True], **options: Any) -> BoundStepDecorator: ...
+    def step(self, /, *, bind: Literal[True], **options: Any) -> BoundStepDecorator: ...
     @overload
-    def step(self, **options: Any) -> StepDecorator: ...
+    def step(self, /, **options: Any) -> StepDecorator: ...
 
-    def step(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    def step(self, function: Any = None, /, **options: Any) -> Any:
         """Declare a step: a function that runs as a Celery task, with durable outcome.
 
         Options bear Celery's names and meaning: ``name queue max_retries default_retry_delay retry_backoff
@@ -104,9 +104,9 @@ class Declaring:
     @overload
     def saga(self, body: Callable[[Saga], Coroutine[Any, Any, R]], /) -> SagaDefinition[None, R]: ...
     @overload
-    def saga(self, *, name: str | None = None, version: int = 1) -> SagaDecorator: ...
+    def saga(self, /, *, name: str | None = None, version: int = 1) -> SagaDecorator: ...
 
-    def saga(self, body: Callable[..., Awaitable[Any]] | None = None, /, **options: Any) -> Any:
+    def saga(self, body: Any = None, /, **options: Any) -> Any:
         """Declare a saga: an ``async def`` body that takes the :class:`Saga` and at most one input.
 
         Args:

@@ -10,7 +10,7 @@ import traceback as tracebacks
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, ClassVar, Self, dataclass_transform
+from typing import TYPE_CHECKING, Any, Self, dataclass_transform
 
 
 class SagakitError(Exception):
@@ -132,9 +132,9 @@ class StepError(Exception):
     """
 
     if TYPE_CHECKING:
-        step: ClassVar[str | None]
+        step: str | None
         """Name of the step it came from; set when it arrives in the body."""
-        ledger_info: ClassVar["ErrorInfo | None"]
+        ledger_info: "ErrorInfo | None"
         """The error as the ledger keeps it."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

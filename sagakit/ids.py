@@ -36,7 +36,7 @@ def idempotency_key(saga_id: str, position: int) -> str:
     return f"{saga_id}:{position}"
 
 
-def check_saga_id(saga_id: str) -> str:
+def check_saga_id(saga_id: object) -> str:
     """Return ``saga_id`` if it can name a saga.
 
     Raises:

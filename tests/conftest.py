@@ -83,10 +83,9 @@ def redis_server() -> Iterator[RedisServer]:
 
 
 @pytest.fixture(scope="session")
-def amqp_server() -> Iterator[RabbitMQ]:
+def amqp_server() -> RabbitMQ:
     """The RabbitMQ of SAGAKIT_TEST_AMQP_URL; skips without."""
-    with services.rabbitmq() as server:
-        yield server
+    return services.rabbitmq()
 
 
 # --- databases ------------------------------------------------------------------------------------------------

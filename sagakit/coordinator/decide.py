@@ -122,7 +122,8 @@ def _undo(saga: SagaRow, rows: Sequence[StepRow], progress: Progress, withdraw: 
             for row in rows
         ]
     succeeded = saga.error is None
-    next_position = max((row.position for row in (*rows, *inserted)), default=-1) + 1
+    taken = [row.position for row in rows] + [row.position for row in inserted]
+    next_position = max(taken, default=-1) + 1
     plan = plan_undo(rows, only_abandoned=succeeded, next_position=next_position)
     return Decision(
         state=_state_after(plan, succeeded),

@@ -125,7 +125,8 @@ class Replay:
         # Ledger time never goes backwards, whatever the database's clock does.
         now = max(now, saga.ledger_at or now)
         self.progress = Progress(now=now, started_at=saga.started_at or now, last_seq=saga.last_seq)
-        self.loop = LedgerLoop(self)
+        # What a real loop must have and this one refuses is added to the class when it is defined.
+        self.loop = LedgerLoop(self)  # type: ignore[abstract]
         self._main: OrderedTask[Any] | None = None
 
     def run(self) -> Progress:

@@ -208,5 +208,5 @@ def code_hash(body: Callable[..., Any]) -> str:
             elif not isinstance(constant, frozenset):  # its repr depends on the hash seed
                 digest.update(repr(constant).encode())
 
-    feed(body.__code__)  # type: ignore[attr-defined]
+    feed(body.__code__)
     return digest.hexdigest()[:16]

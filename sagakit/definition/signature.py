@@ -4,6 +4,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from types import FrameType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -117,7 +118,7 @@ class FunctionSignature:
                 kind = list[kind]  # type: ignore[valid-type]
             elif parameter.kind is inspect.Parameter.VAR_KEYWORD:
                 kind = dict[str, kind]  # type: ignore[valid-type]
-            self._adapter(lambda kind=kind: build_adapter(kind), f"parameter {name!r} of {self.name}")
+            self._adapter(partial(build_adapter, kind), f"parameter {name!r} of {self.name}")
             fields[name] = kind
         adapter = self._adapter(lambda: build_fields_adapter(fields), f"{self.name}()")
         return ArgumentCodec(self._signature, Codec(adapter, f"the call {self.name}()"))

@@ -40,7 +40,8 @@ class Routing:
             own["queue"] = task.queue
         options = self._app.amqp.router.route(own, name, (), {}, task_type=task)
         queue = options.get("queue")
-        return getattr(queue, "name", queue)
+        found: str | None = getattr(queue, "name", queue)
+        return found
 
     @property
     def coordinator_queue(self) -> str:

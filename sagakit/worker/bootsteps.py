@@ -36,7 +36,7 @@ class WorkerRuntime(Protocol):
     ) -> datetime | None: ...
 
 
-class SagaWorker(bootsteps.StartStopStep):  # type: ignore[misc]
+class SagaWorker(bootsteps.StartStopStep):
     """The worker's own step: identity before the pool forks, lease and sweep once it runs."""
 
     requires = ("celery.worker.components:Pool",)
@@ -84,7 +84,7 @@ class SagaWorker(bootsteps.StartStopStep):  # type: ignore[misc]
         """Nothing yet, see :meth:`start`."""
 
 
-class VersionQueues(bootsteps.StartStopStep):  # type: ignore[misc]
+class VersionQueues(bootsteps.StartStopStep):
     """Consumes the queues of the saga versions this worker has, to which workers that lack them pass sagas on."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)

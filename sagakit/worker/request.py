@@ -11,7 +11,7 @@ from sagakit.worker.identity import identity
 from sagakit.worker.notices import Notice, NoticeKind, board
 
 
-class StepRequest(Request):  # type: ignore[misc]
+class StepRequest(Request):
     """A request that frees its ledger row when its process dies, instead of leaving that to the lease."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

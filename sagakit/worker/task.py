@@ -55,7 +55,7 @@ class Hidden:
         return f"<{type(self.value).__name__}>"
 
 
-class StepTask(Task):  # type: ignore[misc]
+class StepTask(Task):
     """The Celery task of a step, compensation or probe: mixed into the task class the user chose."""
 
     abstract = True
@@ -231,7 +231,7 @@ def _attributes_for(base: type, function: TaskFunction[..., Any]) -> dict[str, A
     return attributes
 
 
-class SagaTask(Task):  # type: ignore[misc]
+class SagaTask(Task):
     """The Celery task of a saga: sent by beat or in a chain, it starts the saga; called in Python, so does the caller."""
 
     abstract = True

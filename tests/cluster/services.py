@@ -54,14 +54,12 @@ def redis() -> Iterator[RedisServer]:
             yield server
 
 
-@contextlib.contextmanager
-def rabbitmq() -> Iterator[RabbitMQ]:
+def rabbitmq() -> RabbitMQ:
     """The RabbitMQ that SAGAKIT_TEST_AMQP_URL names; there is no wheel of it, so a skip without, in CI too."""
     url = os.environ.get("SAGAKIT_TEST_AMQP_URL")
     if not url:
         pytest.skip("SAGAKIT_TEST_AMQP_URL names no RabbitMQ")
-    with contextlib.closing(_named("SAGAKIT_TEST_AMQP_URL", lambda: RabbitMQ(url))) as server:
-        yield server
+    return _named("SAGAKIT_TEST_AMQP_URL", lambda: RabbitMQ(url))
 
 
 def _named(variable: str, connect: Callable[[], S]) -> S:

@@ -292,6 +292,6 @@ def test_watching_a_saga_on_a_real_worker(tmp_path: Path) -> None:
         told = shop.run("doctor", "--json")
         findings = {finding["subject"]: finding for finding in json.loads(told.stdout)["findings"]}
         assert told.returncode == 0, told.stdout
-        assert findings["workers"]["message"].startswith("1 worker alive with 1 slot on ")
+        assert findings["workers"]["message"].startswith("1 worker alive with ")
         assert findings["queues"]["level"] == "ok"
         assert findings["broker"]["message"] == "filesystem://"

@@ -3,7 +3,7 @@
 import re
 import signal
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 
 import psutil
@@ -326,7 +326,11 @@ def test_a_redis_database_is_lent_once(redis_server: RedisServer) -> None:
     [
         ("SAGAKIT_TEST_POSTGRES_URL", "postgresql+psycopg://nobody@127.0.0.1:1/none", services.postgres),
         ("SAGAKIT_TEST_REDIS_URL", "redis://127.0.0.1:1/0", services.redis),
-        ("SAGAKIT_TEST_AMQP_URL", "amqp://guest:guest@127.0.0.1:1//", services.rabbitmq),
+        (
+            "SAGAKIT_TEST_AMQP_URL",
+            "amqp://guest:guest@127.0.0.1:1//",
+            lambda: nullcontext(services.rabbitmq()),
+        ),
     ],
 )
 def test_a_server_that_is_named_must_answer(
@@ -368,7 +372,7 @@ def test_rabbitmq_is_used_where_it_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("SAGAKIT_TEST_AMQP_URL", raising=False)
     monkeypatch.setenv("CI", "true")
     with pytest.raises(pytest.skip.Exception, match="SAGAKIT_TEST_AMQP_URL"):
-        services.rabbitmq().__enter__()
+        services.rabbitmq()
 
 
 # --- sagas ----------------------------------------------------------------------------------------------------

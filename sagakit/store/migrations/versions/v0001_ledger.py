@@ -44,17 +44,17 @@ def upgrade() -> None:
     _create_step(step, saga, schema)
     _create_worker(worker, schema)
     if op.get_bind().dialect.name == "postgresql":
-        for table in (saga, step):
+        for name in (saga, step):
             # Rows are updated several times each: room on the page lets most updates leave the indexes alone.
-            name = f'"{schema}"."{table}"' if schema else f'"{table}"'
-            op.execute(f"ALTER TABLE {name} SET (fillfactor = 85)")
+            table = f'"{schema}"."{name}"' if schema else f'"{name}"'
+            op.execute(f"ALTER TABLE {table} SET (fillfactor = 85)")
     _create_attempt(attempt, saga, schema)
     _create_audit(audit, schema)
-    table = op.create_table(
+    ledger_table = op.create_table(
         ledger, sa.Column("id", sa.Text(), nullable=False), sa.PrimaryKeyConstraint("id", name=f"pk_{ledger}"),
         schema=schema,
     )  # fmt: skip
-    op.bulk_insert(table, [{"id": str(uuid4())}])
+    op.bulk_insert(ledger_table, [{"id": str(uuid4())}])
 
 
 def _index(
