@@ -168,7 +168,11 @@ class SagaKit(Declaring):
 
     @cached_property
     def _starter(self) -> SagaStarter:
-        eager = EagerRunner(self.store, self.advancer, self.publisher) if self.app.conf.task_always_eager else None
+        eager = (
+            EagerRunner(self.store, self.advancer, self.publisher)
+            if self.app.conf.task_always_eager
+            else None
+        )
         return SagaStarter(self.store, self.publisher, self.settings, eager.run if eager else None)
 
     @cached_property
@@ -336,12 +340,16 @@ class SagaKit(Declaring):
         """Advance a saga."""
         self.advancer.advance(saga_id)
 
-    def start_from_task(self, definition: SagaDefinition[Any, Any], task_id: str, args: Any, kwargs: Any) -> str:
+    def start_from_task(
+        self, definition: SagaDefinition[Any, Any], task_id: str, args: Any, kwargs: Any
+    ) -> str:
         """A message for a saga's task arrived: its id is the saga's, so that a redelivered one starts none anew."""
         value = definition.input_codec.check(saga_input(definition, tuple(args), kwargs))
         return self.start(definition, value, saga_id=task_id).id
 
-    def start_from_call(self, definition: SagaDefinition[Any, Any], args: Any, kwargs: Any, options: Any) -> Any:
+    def start_from_call(
+        self, definition: SagaDefinition[Any, Any], args: Any, kwargs: Any, options: Any
+    ) -> Any:
         """``delay`` and ``apply_async`` of a saga's task."""
         options = dict(options)
         if "task_id" in options:
@@ -363,4 +371,6 @@ def _state(given: SagaState | str) -> SagaState:
     try:
         return SagaState(given)
     except ValueError:
-        raise InvalidInput(f"no saga state is called {given!r}; {suggest(str(given), list(SagaState))}") from None
+        raise InvalidInput(
+            f"no saga state is called {given!r}; {suggest(str(given), list(SagaState))}"
+        ) from None

@@ -117,7 +117,9 @@ class Codec(Generic[T]):
         """
         checked = self.check(value)
         try:
-            text = self._adapter.dump_json(checked, by_alias=False, round_trip=True, warnings="error").decode()
+            text = self._adapter.dump_json(
+                checked, by_alias=False, round_trip=True, warnings="error"
+            ).decode()
         except (PydanticSerializationError, UnicodeError, ValueError) as exc:
             raise NotEncodable(f"{self.what} cannot be stored as JSON: {exc}") from exc
         self._require_round_trip(checked, text)
@@ -128,7 +130,9 @@ class Codec(Generic[T]):
         try:
             back = self._adapter.validate_json(text, by_alias=True, by_name=True)
         except ValidationError as exc:
-            raise NotEncodable(f"{self.what} can be stored as JSON, but not read back: {explain(exc)}") from exc
+            raise NotEncodable(
+                f"{self.what} can be stored as JSON, but not read back: {explain(exc)}"
+            ) from exc
         if not _same(value, back):
             raise NotEncodable(
                 f"{self.what} does not come back from JSON as itself: {_difference(value, back)}; declare its type "
@@ -192,7 +196,9 @@ def explain(exc: ValidationError) -> str:
     for error in exc.errors(include_url=False)[:3]:
         where = ".".join(str(item) for item in error["loc"])
         message = error["msg"].removeprefix("Value error, ")
-        given = "" if error["type"] in ("missing", "json_invalid") else f" (got {type(error['input']).__name__})"
+        given = (
+            "" if error["type"] in ("missing", "json_invalid") else f" (got {type(error['input']).__name__})"
+        )
         parts.append(f"{where}: {message}{given}" if where else f"{message}{given}")
     more = exc.error_count() - 3
     return "; ".join(parts) + (f"; and {more} more" if more > 0 else "")

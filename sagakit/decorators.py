@@ -91,7 +91,9 @@ class Declaring:
         self, function: Callable[..., Any], given: dict[str, Any], frame: FrameType | None
     ) -> Step[..., Any]:
         options = step_options(given, location(function))
-        step: Step[..., Any] = Step(function, options, name=options.name or self._task_name(function), frame=frame)
+        step: Step[..., Any] = Step(
+            function, options, name=options.name or self._task_name(function), frame=frame
+        )
         if step.is_async:
             step.__class__ = AsyncStep
         step.name_task = self._task_name
@@ -127,7 +129,10 @@ class Declaring:
     ) -> SagaDefinition[Any, Any]:
         check_saga_options(given, location(body))
         definition: SagaDefinition[Any, Any] = SagaDefinition(
-            body, name=given.get("name") or self._task_name(body), version=given.get("version", 1), frame=frame
+            body,
+            name=given.get("name") or self._task_name(body),
+            version=given.get("version", 1),
+            frame=frame,
         )
         self._hand_over(definition)
         return definition
@@ -145,4 +150,3 @@ shared_step = _sharing.step
 
 shared_saga = _sharing.saga
 """``kit.saga`` for code that has no app: every app with a ``SagaKit`` gets the saga, as with ``shared_task``."""
-

@@ -284,7 +284,9 @@ def describe(
     fields = dump_fields(exc) if dump_fields and isinstance(exc, StepError) else None
     try:
         text = "".join(tracebacks.format_exception(exc))
-    except Exception:  # a traceback is a courtesy; an object that cannot even be printed must not cost the outcome
+    except (
+        Exception
+    ):  # a traceback is a courtesy; an object that cannot even be printed must not cost the outcome
         text = f"{qualified_name(type(exc))}: {message}"
     return ErrorInfo(
         type=qualified_name(type(exc)),

@@ -88,5 +88,8 @@ class SagaFailed(SagakitError):
             if names:
                 account.append(f"{label}: {', '.join(names)}")
         tail = f" ({'; '.join(account)})" if account else ""
-        word = {"Compensated": "failed and was compensated", "CompensationFailed": "failed and is not fully undone"}
+        word = {
+            "Compensated": "failed and was compensated",
+            "CompensationFailed": "failed and is not fully undone",
+        }
         return f"saga {outcome.saga_id} {word.get(type(outcome).__name__, 'is stuck')}{why}{cause}{tail}"

@@ -80,7 +80,9 @@ def load_settings(given: Mapping[str, Any], conf: Mapping[str, Any]) -> Settings
     values |= {key: value for key, value in given.items() if value is not None}
     for name in values:
         if name not in Settings.model_fields:
-            raise ConfigurationError(f"unknown setting {PREFIX}{name}: {suggest(name, Settings.model_fields)}")
+            raise ConfigurationError(
+                f"unknown setting {PREFIX}{name}: {suggest(name, Settings.model_fields)}"
+            )
     try:
         return Settings(**values)
     except ValidationError as exc:

@@ -44,7 +44,9 @@ class EagerRunner:
                     for step in due
                 )
                 continue
-            timers = [row.due_at for row in rows if row.kind is Kind.TIMER and row.state is StepState.SCHEDULED]
+            timers = [
+                row.due_at for row in rows if row.kind is Kind.TIMER and row.state is StepState.SCHEDULED
+            ]
             times: list[datetime] = [at for at in (*timers, saga.deadline_at) if at is not None]
             if not times:
                 return

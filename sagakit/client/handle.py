@@ -150,7 +150,9 @@ class SagaHandle(Generic[R]):
 
     def _decode(self, name: str, version: int, text: str | None) -> R:
         definition = self._kit.registry.saga(name, version) or self._kit.registry.sagas.get(name)
-        if definition is None:  # this process follows a saga it does not define: plain JSON is all it can have
+        if (
+            definition is None
+        ):  # this process follows a saga it does not define: plain JSON is all it can have
             return cast(R, to_python(text or "null"))
         return cast(R, definition.result_codec.loads(text or "null"))
 
@@ -221,5 +223,3 @@ def _unwrap(outcome: AnyOutcome[R]) -> R:
     if isinstance(outcome, Completed):
         return outcome.result
     raise SagaFailed(outcome)
-
-

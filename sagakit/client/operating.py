@@ -92,7 +92,9 @@ class Operator:
                 return  # it is being undone already
             allowed = {SagaState.PENDING, SagaState.RUNNING, SagaState.STUCK, SagaState.PAUSED}
             if saga.state not in allowed:
-                hint = "; `saga compensate --completed` undoes it" if saga.state is SagaState.COMPLETED else ""
+                hint = (
+                    "; `saga compensate --completed` undoes it" if saga.state is SagaState.COMPLETED else ""
+                )
                 raise NotAllowed(f"saga {saga_id} is {saga.state} and cannot be cancelled any more{hint}")
             error = ErrorInfo(type=CANCELLED, message=f"cancelled: {reason}")
             self._open(tx, locked, SagaState.COMPENSATING, error=error)
@@ -110,7 +112,9 @@ class Operator:
             locked = self._lock(tx, saga_id)
             saga = locked.row
             if saga.state not in (SagaState.STUCK, SagaState.PAUSED):
-                raise NotAllowed(f"saga {saga_id} is {saga.state}: only a stuck or paused saga can be resumed")
+                raise NotAllowed(
+                    f"saga {saga_id} is {saga.state}: only a stuck or paused saga can be resumed"
+                )
             target = SagaState.RUNNING
             if saga.started_at is None:
                 target = SagaState.PENDING
@@ -171,7 +175,9 @@ class Operator:
         self._announce(saga)
         return plan
 
-    def _draft(self, saga: SagaRow, rows: Sequence[StepRow], *, failed_only: bool, step: str | None) -> _Draft:
+    def _draft(
+        self, saga: SagaRow, rows: Sequence[StepRow], *, failed_only: bool, step: str | None
+    ) -> _Draft:
         only_abandoned = saga.error is None and saga.state is not SagaState.COMPLETED
         undoing = {row.compensates: row for row in rows if row.kind is Kind.COMPENSATION}
         probes = {row.compensates: row for row in rows if row.kind is Kind.PROBE}
@@ -229,12 +235,20 @@ class Operator:
             raise NotAllowed(f"saga {locked.row.id} has changed meanwhile: try again")
 
     def _audit(
-        self, tx: Transaction, saga_id: str, action: str, actor: str | None, reason: str | None, detail: dict[str, object]
+        self,
+        tx: Transaction,
+        saga_id: str,
+        action: str,
+        actor: str | None,
+        reason: str | None,
+        detail: dict[str, object],
     ) -> None:
         tx.audit.write(saga_id, action=action, actor=actor or current_user(), reason=reason, detail=detail)
 
     def _announce(self, saga: SagaRow) -> None:
-        self._publisher.publish([AdvanceEnvelope(saga_id=saga.id, saga_name=saga.name, priority=saga.priority)])
+        self._publisher.publish(
+            [AdvanceEnvelope(saga_id=saga.id, saga_name=saga.name, priority=saga.priority)]
+        )
 
 
 def _require_reason(reason: str | None, action: str) -> None:
@@ -274,7 +288,7 @@ def _why_left(
         return "its compensation was not tried"
     if target.state is StepState.UNKNOWN and not undo.accepts_none and undo.probe is None:
         return (
-            f"nobody knows whether it took effect: give it a probe, or let the first parameter of {undo.name} admit None"
+            f"its outcome is unknown: give it a probe, or let the first parameter of {undo.name} admit None"
         )
     return None
 

@@ -52,12 +52,16 @@ class SessionJoiner:
         if isinstance(session, sa.Connection):
             return session
         if hasattr(session, "run_sync"):
-            raise SessionMismatch("an async session or connection goes to `await saga.astart(..., session=...)`")
+            raise SessionMismatch(
+                "an async session or connection goes to `await saga.astart(..., session=...)`"
+            )
         if isinstance(session, Session) or hasattr(session, "connection"):
             connection = session.connection()
             if isinstance(connection, sa.Connection):
                 return connection
-        raise SessionMismatch(f"session= takes a SQLAlchemy Session or Connection, not {type(session).__name__}")
+        raise SessionMismatch(
+            f"session= takes a SQLAlchemy Session or Connection, not {type(session).__name__}"
+        )
 
     def _check(self, transaction: Transaction) -> None:
         if self._ledger_id is None:

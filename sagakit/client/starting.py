@@ -44,7 +44,11 @@ class SagaStarter:
     """
 
     def __init__(
-        self, store: Store, publisher: Publisher, settings: Settings, run_eagerly: Callable[[str], None] | None
+        self,
+        store: Store,
+        publisher: Publisher,
+        settings: Settings,
+        run_eagerly: Callable[[str], None] | None,
     ) -> None:
         self._store = store
         self._publisher = publisher
@@ -87,7 +91,9 @@ class SagaStarter:
 
     def _prepare(self, definition: SagaDefinition[Any, Any], value: Any, options: StartOptions) -> NewSaga:
         if options.if_exists not in get_args(IfExists):
-            raise InvalidInput(f"if_exists={options.if_exists!r}: {suggest(str(options.if_exists), get_args(IfExists))}")
+            raise InvalidInput(
+                f"if_exists={options.if_exists!r}: {suggest(str(options.if_exists), get_args(IfExists))}"
+            )
         text = bounded(
             definition.input_codec.dumps(value),
             definition.input_codec.what,
@@ -115,7 +121,9 @@ class SagaStarter:
             return None
         if isinstance(deadline, datetime):
             if deadline.tzinfo is None:
-                raise InvalidInput(f"deadline={deadline!r} has no time zone: pass an aware datetime, or a duration")
+                raise InvalidInput(
+                    f"deadline={deadline!r} has no time zone: pass an aware datetime, or a duration"
+                )
             return deadline
         try:
             span: timedelta = duration(deadline)
@@ -143,7 +151,9 @@ class SagaStarter:
         if existing is None:
             raise SagaExists(f"saga {new.id} is being removed at this moment: start it again")
         if options.if_exists == "raise":
-            raise SagaExists(f"saga {new.id} exists already ({existing.state}); kit.get({new.id!r}) is its handle")
+            raise SagaExists(
+                f"saga {new.id} exists already ({existing.state}); kit.get({new.id!r}) is its handle"
+            )
         if existing.name != new.name:
             raise SagaIdConflict(f"the id {new.id!r} belongs to a saga of {existing.name}, not of {new.name}")
         if options.if_exists == "restart_if_compensated" and existing.state is SagaState.COMPENSATED:

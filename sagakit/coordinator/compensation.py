@@ -45,7 +45,9 @@ def targets(rows: Sequence[StepRow], *, only_abandoned: bool) -> list[StepRow]:
         and row.state in (StepState.SUCCEEDED, StepState.UNKNOWN)
         and (row.abandoned or not only_abandoned)
     ]
-    return sorted(chosen, key=lambda row: (row.resolved_seq is None, row.resolved_seq, row.position), reverse=True)
+    return sorted(
+        chosen, key=lambda row: (row.resolved_seq is None, row.resolved_seq, row.position), reverse=True
+    )
 
 
 def plan_undo(rows: Sequence[StepRow], *, only_abandoned: bool, next_position: int) -> UndoPlan:

@@ -91,7 +91,7 @@ class Saga:
 def _not_a_step(given: Any) -> str:
     if isinstance(given, Compensation | Probe):
         kind = type(given).__name__.lower()
-        return f"{given.label} is a {kind}: sagakit runs it when it is needed; await the step {given.step.label} instead"
+        return f"{given.label} is a {kind}: sagakit runs it when needed; await the step {given.step.label} instead"
     if hasattr(given, "apply_async"):
         return f"{getattr(given, 'name', given)!s} is a plain Celery task: declare it with kit.step to use it in a saga"
     name = getattr(given, "__name__", repr(given))

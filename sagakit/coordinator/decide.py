@@ -51,8 +51,12 @@ def decide(
     if saga.body_done or saga.state is SagaState.COMPENSATING:
         return _undo(saga, rows, _untouched(saga, now), withdraw)
     if saga.deadline_at is not None and now >= saga.deadline_at:
-        error = ErrorInfo(type=DEADLINE, message=f"not completed by its deadline, {saga.deadline_at.isoformat()}")
-        return _undo(replace(saga, error=error, state=SagaState.COMPENSATING), rows, _untouched(saga, now), withdraw)
+        error = ErrorInfo(
+            type=DEADLINE, message=f"not completed by its deadline, {saga.deadline_at.isoformat()}"
+        )
+        return _undo(
+            replace(saga, error=error, state=SagaState.COMPENSATING), rows, _untouched(saga, now), withdraw
+        )
     assert definition is not None, "a body that has not ended needs its definition"
     progress = Replay(saga, rows, definition, now=now, limits=limits).run()
     return _after_body(saga, rows, progress, definition, withdraw, limits)
@@ -110,7 +114,9 @@ def _after_body(
 def _undo(saga: SagaRow, rows: Sequence[StepRow], progress: Progress, withdraw: Withdraw) -> Decision:
     """The body is over: withdraw what no worker has begun, wait for the rest, then undo what has to be."""
     rows = _with_progress(rows, progress)
-    inserted = [_withdrawn(row, progress) if row.state in OPEN_STEP_STATES else row for row in progress.inserted]
+    inserted = [
+        _withdrawn(row, progress) if row.state in OPEN_STEP_STATES else row for row in progress.inserted
+    ]
     resolved = list(progress.resolved) + _settle(rows, progress)
     loose = [r.position for r in rows if r.state is StepState.SCHEDULED and r.kind in (Kind.STEP, Kind.TIMER)]
     if loose:
@@ -118,7 +124,9 @@ def _undo(saga: SagaRow, rows: Sequence[StepRow], progress: Progress, withdraw: 
         seqs = {position: progress.last_seq + 1 + index for index, position in enumerate(sorted(landed))}
         progress.last_seq += len(landed)
         rows = [
-            replace(row, state=landed[row.position], resolved_seq=seqs[row.position]) if row.position in landed else row
+            replace(row, state=landed[row.position], resolved_seq=seqs[row.position])
+            if row.position in landed
+            else row
             for row in rows
         ]
     succeeded = saga.error is None
@@ -170,7 +178,9 @@ def _settle(rows: list[StepRow], progress: Progress) -> list[Resolution]:
 def _withdrawn(row: NewRow, progress: Progress) -> NewRow:
     """A command issued in the very advance in which the body ended: on record, but never sent."""
     progress.last_seq += 1
-    return replace(row, state=StepState.CANCELLED, resolved_seq=progress.last_seq, abandoned=row.kind is Kind.STEP)
+    return replace(
+        row, state=StepState.CANCELLED, resolved_seq=progress.last_seq, abandoned=row.kind is Kind.STEP
+    )
 
 
 def _state_after(plan: UndoPlan, succeeded: bool) -> SagaState:

@@ -40,7 +40,17 @@ _FORBIDDEN = {
     "sqlite3.connect": "opened a database",
 }
 
-_ALLOWED = ("frozen_importlib", "importlib", "zipimport", "linecache", "traceback", "zoneinfo", "logging", "bdb", "pdb")
+_ALLOWED = (
+    "frozen_importlib",
+    "importlib",
+    "zipimport",
+    "linecache",
+    "traceback",
+    "zoneinfo",
+    "logging",
+    "bdb",
+    "pdb",
+)
 """Modules under which nothing is refused: a lazy import, a traceback, a time zone, a log record, a debugger."""
 
 _THE_LOOP = "sagakit.coordinator.loop"
@@ -62,7 +72,9 @@ def _refuse(event: str, args: tuple[Any, ...]) -> None:
         return
     if _is_allowed():
         return
-    instead = "use `await asyncio.sleep(...)`, which is durable" if event == "time.sleep" else "do this in a step"
+    instead = (
+        "use `await asyncio.sleep(...)`, which is durable" if event == "time.sleep" else "do this in a step"
+    )
     raise UseAStep(f"the saga's body {deed}; a body runs again at every replay: {instead}")
 
 

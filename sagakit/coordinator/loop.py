@@ -69,7 +69,9 @@ class OrderedFuture(_Ordered, asyncio.Future[R]):
 class OrderedTask(_Ordered, asyncio.Task[R]):
     """A task of the ledger loop. ``path`` names it by its place in the tree of tasks, the same in every replay."""
 
-    def __init__(self, coro: Coroutine[Any, Any, R], *, loop: "LedgerLoop", path: tuple[int, ...], **kw: Any) -> None:
+    def __init__(
+        self, coro: Coroutine[Any, Any, R], *, loop: "LedgerLoop", path: tuple[int, ...], **kw: Any
+    ) -> None:
         self._number = loop.next_number()
         self.path = path
         self.children = 0
@@ -186,7 +188,9 @@ class LedgerLoop(asyncio.AbstractEventLoop):
                 if not handle.cancelled():
                     handle._run()
         finally:
-            self._ready.extendleft(reversed(batch))  # a SystemExit passed through: the rest is still to be run
+            self._ready.extendleft(
+                reversed(batch)
+            )  # a SystemExit passed through: the rest is still to be run
 
     def start(self, coro: Coroutine[Any, Any, R]) -> OrderedTask[R]:
         """Begin the body, in a fresh context: no decimal precision or other variable of the worker leaks in."""
@@ -210,7 +214,11 @@ class LedgerLoop(asyncio.AbstractEventLoop):
 
     def close_generators(self) -> list[OrderedTask[Any]]:
         """Close the async generators the body left open, as ``asyncio.run`` does; return the tasks that do it."""
-        left = [(number, generator) for number, kept in self._generators.values() if (generator := kept()) is not None]
+        left = [
+            (number, generator)
+            for number, kept in self._generators.values()
+            if (generator := kept()) is not None
+        ]
         left = sorted(left + self._garbage, key=lambda numbered: numbered[0])
         self._generators, self._garbage = {}, []
         return [self.create_task(_aclose(generator), context=self._context) for _, generator in left]
@@ -228,7 +236,9 @@ class LedgerLoop(asyncio.AbstractEventLoop):
                 asyncio.tasks._unregister_task(task)
                 try:
                     cast("Coroutine[Any, Any, Any]", task.get_coro()).close()
-                except BaseException:  # a body may raise anything while it is torn down, and nobody is to hear it
+                except (
+                    BaseException
+                ):  # a body may raise anything while it is torn down, and nobody is to hear it
                     continue
         finally:
             self.tasks.clear()
@@ -265,7 +275,9 @@ class LedgerLoop(asyncio.AbstractEventLoop):
     def create_future(self) -> OrderedFuture[Any]:
         return OrderedFuture(loop=self)
 
-    def create_task(self, coro: Any, *, name: str | None = None, context: Any = None, **kw: Any) -> OrderedTask[Any]:
+    def create_task(
+        self, coro: Any, *, name: str | None = None, context: Any = None, **kw: Any
+    ) -> OrderedTask[Any]:
         _refuse_as_completed(coro)
         parent = cast("OrderedTask[Any] | None", asyncio.current_task(self))
         if parent is None:
@@ -278,7 +290,9 @@ class LedgerLoop(asyncio.AbstractEventLoop):
             coro = _wait_for(coro)
         return self._task(coro, path, name=name, context=context)
 
-    def _task(self, coro: Any, path: tuple[int, ...], *, name: str | None = None, **kw: Any) -> OrderedTask[Any]:
+    def _task(
+        self, coro: Any, path: tuple[int, ...], *, name: str | None = None, **kw: Any
+    ) -> OrderedTask[Any]:
         # asyncio's own names count the tasks of the process.
         name = name or f"Task-{'.'.join(map(str, path)) or 'body'}"
         task: OrderedTask[Any] = OrderedTask(coro, loop=self, path=path, name=name, **kw)
@@ -286,19 +300,19 @@ class LedgerLoop(asyncio.AbstractEventLoop):
         return task
 
     def call_soon(
-        self, callback: Callable[[Unpack[Ts]], object], *args: Unpack[Ts], context: Any = None
+        self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Any = None
     ) -> asyncio.Handle:
         handle = asyncio.Handle(callback, args, self, context)
         self._ready.append(handle)
         return handle
 
     def call_later(
-        self, delay: float, callback: Callable[[Unpack[Ts]], object], *args: Unpack[Ts], context: Any = None
+        self, delay: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Any = None
     ) -> asyncio.TimerHandle:
         return self.call_at(self.now + delay, callback, *args, context=context)
 
     def call_at(
-        self, when: float, callback: Callable[[Unpack[Ts]], object], *args: Unpack[Ts], context: Any = None
+        self, when: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Any = None
     ) -> asyncio.TimerHandle:
         handle = asyncio.TimerHandle(when, callback, args, self, context)
         handle._scheduled = True  # type: ignore[attr-defined]  # or asyncio would not tell us of its cancellation
@@ -377,7 +391,9 @@ def _refuse_as_completed(coro: Any) -> None:
 
 def _refusal(name: str) -> Callable[..., NoReturn]:
     def refuse(self: LedgerLoop, *args: Any, **kwargs: Any) -> NoReturn:
-        raise UseAStep(f"loop.{name}() reaches outside the saga's body, which runs again at every replay: do this in a step")
+        raise UseAStep(
+            f"loop.{name}() reaches outside the saga's body, which runs again at every replay: do this in a step"
+        )
 
     refuse.__name__ = name
     return refuse

@@ -199,7 +199,9 @@ class Replay:
         self.progress.last_seq += 1
         command.resolved_seq = self.progress.last_seq
         if command.row is not None:
-            self.progress.resolved.append(Resolution(position=command.position, seq=command.resolved_seq, state=state))
+            self.progress.resolved.append(
+                Resolution(position=command.position, seq=command.resolved_seq, state=state)
+            )
 
     def _feed(self, row: StepRow) -> None:
         command = self._commands.get(row.path or "")
@@ -230,7 +232,11 @@ class Replay:
         assert command.step is not None
         info = row.error
         if info is None:
-            why = "it was withdrawn before it ran" if row.state is StepState.CANCELLED else "its outcome is unknown"
+            why = (
+                "it was withdrawn before it ran"
+                if row.state is StepState.CANCELLED
+                else "its outcome is unknown"
+            )
             return _BY_STATE[row.state](why, step=row.name)
         declared = command.step.rebuild_error(info)
         if declared is not None:
@@ -328,7 +334,9 @@ class Replay:
         return future
 
     def _issue(self, command: Command) -> None:
-        if len(self._commands) >= self.limits.rows:  # counted over commands, so that a replay raises at the same place
+        if (
+            len(self._commands) >= self.limits.rows
+        ):  # counted over commands, so that a replay raises at the same place
             raise LedgerTooLong(
                 f"the saga issued more than {self.limits.rows:,} commands: split it, or raise sagakit_ledger_limit"
             )
@@ -336,7 +344,9 @@ class Replay:
         self._commands[command.key] = command
         if row is None:
             if self._historical:
-                self._fault = self._fault or self._diverged("nothing more before the next recorded outcome", str(command))
+                self._fault = self._fault or self._diverged(
+                    "nothing more before the next recorded outcome", str(command)
+                )
                 return
             command.position = self._first_position + len(self._new)
             self._new.append(command)
@@ -480,7 +490,9 @@ class Replay:
         try:
             return self.progress.started_at + timedelta(seconds=when)
         except (OverflowError, ValueError):
-            raise ValueError(f"a timer {when:g} seconds after the saga's start is beyond any calendar") from None
+            raise ValueError(
+                f"a timer {when:g} seconds after the saga's start is beyond any calendar"
+            ) from None
 
 
 _BY_STATE: dict[StepState, type[StepFailed]] = {
@@ -496,7 +508,9 @@ def bounded_arguments(
 ) -> str:
     """A call's arguments as JSON text within the size bound."""
     text = step.signature.arguments.dumps(args, kwargs)
-    return bounded(text, f"the arguments of {step.label}", limit=limits.payload, warning=limits.payload_warning)
+    return bounded(
+        text, f"the arguments of {step.label}", limit=limits.payload, warning=limits.payload_warning
+    )
 
 
 def undo_of(step: Step[..., Any]) -> Undo | None:

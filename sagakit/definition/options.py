@@ -189,7 +189,9 @@ class _Reader:
         if isinstance(value, bool):
             return 1.0 if value else 0.0
         if not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise DefinitionError(f"{self.where}: {name} must be True, False or a factor in seconds, not {value!r}")
+            raise DefinitionError(
+                f"{self.where}: {name} must be True, False or a factor in seconds, not {value!r}"
+            )
         return float(value)
 
     def optional_duration(self, name: str) -> timedelta | None:

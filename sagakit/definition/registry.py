@@ -83,7 +83,9 @@ class Registry:
         sagas = self.sagas
         if name in sagas:
             return sagas[name]
-        short = [full for full, saga in sagas.items() if saga.label == name or full.rpartition(".")[2] == name]
+        short = [
+            full for full, saga in sagas.items() if saga.label == name or full.rpartition(".")[2] == name
+        ]
         if len(short) == 1:
             return sagas[short[0]]
         if short:

@@ -19,16 +19,25 @@ R = TypeVar("R")
 IfExists = Literal["return", "raise", "restart_if_compensated"]
 
 
+_NO_INPUT: Any = None
+
+
 class Starter(Protocol):
     """What starts sagas: implemented by the kit."""
 
-    def start(self, definition: "SagaDefinition[Any, Any]", input: Any, **options: Any) -> Any: ...
+    def start(self, definition: "SagaDefinition[Any, Any]", input: Any, **options: Any) -> Any:
+        """See :meth:`SagaDefinition.start`."""
 
-    async def astart(self, definition: "SagaDefinition[Any, Any]", input: Any, **options: Any) -> Any: ...
+    async def astart(self, definition: "SagaDefinition[Any, Any]", input: Any, **options: Any) -> Any:
+        """See :meth:`SagaDefinition.astart`."""
 
-    def start_many(self, definition: "SagaDefinition[Any, Any]", inputs: Iterable[Any], **options: Any) -> Any: ...
+    def start_many(
+        self, definition: "SagaDefinition[Any, Any]", inputs: Iterable[Any], **options: Any
+    ) -> Any:
+        """See :meth:`SagaDefinition.start_many`."""
 
-    def task(self, name: str) -> Any: ...
+    def task(self, name: str) -> Any:
+        """The Celery task of this name."""
 
 
 class SagaDefinition(Generic[In, R]):
@@ -67,7 +76,9 @@ class SagaDefinition(Generic[In, R]):
                 f"({', '.join(signature.parameters)}); a saga takes one: put them into one model or dataclass"
             )
         self.takes_input = bool(signature.parameters)
-        input_type = signature.annotation(next(iter(signature.parameters), "")) if self.takes_input else type(None)
+        input_type = (
+            signature.annotation(next(iter(signature.parameters), "")) if self.takes_input else type(None)
+        )
         self.input_codec: Codec[Any] = signature.codec(input_type, f"the input of {body.__name__}")
         self.result_codec: Codec[Any] = signature.codec(signature.returns, f"the result of {body.__name__}")
         self.hash = code_hash(body)
@@ -95,7 +106,7 @@ class SagaDefinition(Generic[In, R]):
 
     def start(
         self,
-        input: In = cast(Any, None),
+        input: In = _NO_INPUT,
         *,
         saga_id: str | None = None,
         session: Any = None,
@@ -135,7 +146,7 @@ class SagaDefinition(Generic[In, R]):
             if_exists=if_exists,
         )
 
-    async def astart(self, input: In = cast(Any, None), **options: Any) -> Any:
+    async def astart(self, input: In = _NO_INPUT, **options: Any) -> Any:
         """:meth:`start` for async code; ``session`` may be an ``AsyncSession`` or ``AsyncConnection``."""
         return await self._starter.astart(self, input, **options)
 

@@ -60,7 +60,9 @@ class FunctionSignature:
         signature = inspect.signature(function)
         everything = list(signature.parameters.values())
         if len(everything) < skip:
-            raise DefinitionError(f"{self.where}: {self.name} needs a first parameter for what sagakit passes to it")
+            raise DefinitionError(
+                f"{self.where}: {self.name} needs a first parameter for what sagakit passes to it"
+            )
         self.parameters = {p.name: p for p in everything[skip:]}
         self._signature = signature.replace(parameters=everything[skip:], return_annotation=MISSING)
         self.inferred: set[str] = set()
@@ -70,9 +72,13 @@ class FunctionSignature:
 
     def _read_hints(self, function: Callable[..., Any], frame: FrameType | None) -> dict[str, Any]:
         try:
-            return get_type_hints(function, localns=dict(frame.f_locals) if frame else None, include_extras=True)
+            return get_type_hints(
+                function, localns=dict(frame.f_locals) if frame else None, include_extras=True
+            )
         except Exception as exc:
-            raise DefinitionError(f"{self.where}: an annotation of {self.name} cannot be resolved: {exc}") from exc
+            raise DefinitionError(
+                f"{self.where}: an annotation of {self.name} cannot be resolved: {exc}"
+            ) from exc
 
     def _inherit(self, step: "FunctionSignature", takes_result: bool) -> None:
         """Give parameters that are not annotated the step's types, so that they receive what the step did."""

@@ -20,7 +20,15 @@ from sagakit.definition.signature import (
     location,
     type_name,
 )
-from sagakit.errors import ConfigurationError, DefinitionError, ErrorInfo, StepError, UseAStep, describe, qualified_name
+from sagakit.errors import (
+    ConfigurationError,
+    DefinitionError,
+    ErrorInfo,
+    StepError,
+    UseAStep,
+    describe,
+    qualified_name,
+)
 from sagakit.running import in_body, step_context
 
 P = ParamSpec("P")
@@ -86,6 +94,7 @@ class TaskFunction(Generic[P, R]):
         return self.function.__name__
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the function itself, outside any saga."""
         self._refuse_in_body("called")
         if self.options.bind:
             context = step_context.get(None)
@@ -208,7 +217,9 @@ class Step(TaskFunction[P, R]):
         self.result_codec: Codec[Any] = self.signature.codec(
             self.signature.returns, f"the result of {self.label}"
         )
-        self.errors = {qualified_name(cls): ErrorCodec(cls, self.where, frame) for cls in _step_errors(options)}
+        self.errors = {
+            qualified_name(cls): ErrorCodec(cls, self.where, frame) for cls in _step_errors(options)
+        }
         self.undo: Compensation[..., Any] | None = None
         self.find_out: Probe[..., Any] | None = None
         self.overrides: Mapping[str, Any] = {}
@@ -278,7 +289,9 @@ class Step(TaskFunction[P, R]):
             where = location(function)
             existing = getattr(self, slot)
             if existing is not None:
-                raise DefinitionError(f"{where}: {self.label} has a {what} already, declared at {existing.where}")
+                raise DefinitionError(
+                    f"{where}: {self.label} has a {what} already, declared at {existing.where}"
+                )
             options = compensation_options(given, where, f"a {what}")
             name = options.name or (self.name_task or _plain_name)(function)
             declared = kind(self, function, options, name=name, frame=frame)
@@ -330,6 +343,7 @@ class AsyncStep(Step[P, R]):
     """A step whose function is ``async def``; called directly it returns the coroutine."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Awaitable[R]:  # type: ignore[override]
+        """Call the function itself, outside any saga."""
         return cast("Awaitable[R]", super().__call__(*args, **kwargs))
 
 
@@ -343,10 +357,14 @@ class ErrorCodec:
         try:
             # A field-less StepError has Exception's own __init__, which takes no fields.
             self._arguments = (
-                FunctionSignature(cls.__init__, skip=1, frame=frame).arguments if cls is not StepError else None
+                FunctionSignature(cls.__init__, skip=1, frame=frame).arguments
+                if cls is not StepError
+                else None
             )
         except DefinitionError as exc:
-            raise DefinitionError(f"{where}: a field of the declared error {cls.__name__} cannot be stored: {exc}") from exc
+            raise DefinitionError(
+                f"{where}: a field of the declared error {cls.__name__} cannot be stored: {exc}"
+            ) from exc
 
     def dumps(self, error: StepError) -> str:
         """The error's fields as JSON text.

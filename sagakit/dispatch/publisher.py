@@ -46,9 +46,14 @@ class Publisher:
                     probes.point("publish.before")
                     self._send(envelope, producer)
                     probes.point("publish.after")
-        except Exception as exc:  # whatever the broker or its client raise: the rows are the truth and will be swept
+        except (
+            Exception
+        ) as exc:  # whatever the broker or its client raise: the rows are the truth and will be swept
             logger.warning(
-                "could not publish for saga %s (%s: %s); the sweep will", pending[0].saga_id, type(exc).__name__, exc
+                "could not publish for saga %s (%s: %s); the sweep will",
+                pending[0].saga_id,
+                type(exc).__name__,
+                exc,
             )
             return False
         return True
@@ -85,7 +90,9 @@ class Publisher:
 
     def _run_eagerly(self, envelope: Envelope) -> None:
         name, options = self._message(envelope)
-        kept = {key: options[key] for key in ("headers", "task_id", "stamped_headers", STAMP) if key in options}
+        kept = {
+            key: options[key] for key in ("headers", "task_id", "stamped_headers", STAMP) if key in options
+        }
         self._app.tasks[name].apply(throw=False, **kept)
 
 

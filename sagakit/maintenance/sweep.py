@@ -88,7 +88,9 @@ class Sweep:
                 if tx.steps.revoke(delivery.saga_id, delivery.position, token=delivery.token, error=error):
                     tx.sagas.wake(delivery.saga_id, tx.now())
         elif row is not None and notice.kind is NoticeKind.LOST:
-            self._lose(row, ErrorInfo(type=LOST, message=f"the process that ran it died (worker {row.owner})"))
+            self._lose(
+                row, ErrorInfo(type=LOST, message=f"the process that ran it died (worker {row.owner})")
+            )
         elif row is not None:
             why = {
                 NoticeKind.TIMED_OUT: "it was killed at Celery's hard time limit",
@@ -142,7 +144,9 @@ class Sweep:
             )
             if state is not StepState.SCHEDULED:
                 tx.sagas.wake(row.saga_id, tx.now())
-        logger.warning("saga %s: attempt %d of %s is lost (%s)", row.saga_id, row.attempt, row.name, error.message)
+        logger.warning(
+            "saga %s: attempt %d of %s is lost (%s)", row.saga_id, row.attempt, row.name, error.message
+        )
 
     # Messages.
 

@@ -64,7 +64,8 @@ class LedgerStatements:
         )
         # `attempt` goes on counting: the attempts of the first round stay on record under their numbers.
         self.reopen = sql.do(
-            f"UPDATE {sql.step} SET state = 'scheduled', token = :token, retries = 0, lost = 0, tainted = false, replay = false, owner = NULL,"
+            f"UPDATE {sql.step} SET state = 'scheduled', token = :token, retries = 0, lost = 0, tainted = false,"
+            " replay = false, owner = NULL,"
             f" error = NULL, result = NULL, due_at = {d.now}, publishes = 0, published_at = NULL, started_at = NULL,"
             " deadline_at = NULL, finished_at = NULL, resolved_seq = NULL, resolved_at = NULL,"
             " task = CASE WHEN :replaced AND :task IS NOT NULL THEN :task ELSE task END,"
@@ -173,7 +174,8 @@ class LedgerRows(Aggregate):
     def revoke(self, saga_id: str, position: int, *, token: str, error: ErrorInfo | None) -> bool:
         """Withdraw one unclaimed row and leave it to the coordinator to feed that to the body."""
         return self._landed(
-            self._ledger.revoke, {"saga_id": saga_id, "position": position, "token": token, "error": dump_error(error)}
+            self._ledger.revoke,
+            {"saga_id": saga_id, "position": position, "token": token, "error": dump_error(error)},
         )
 
     def reopen(
@@ -221,7 +223,10 @@ class LedgerRows(Aggregate):
         if undo:
             self._each(
                 self._ledger.set_undo,
-                [{"saga_id": saga_id, "position": position, "undo": dump_undo(new)} for position, new in undo.items()],
+                [
+                    {"saga_id": saga_id, "position": position, "undo": dump_undo(new)}
+                    for position, new in undo.items()
+                ],
             )
 
     def has_unfed(self, saga_id: str) -> bool:

@@ -12,7 +12,6 @@ from sagakit.store.rows import KINDS
 from sagakit.store.statements import INTEGER, TEXT, Aggregate, Columns, Sql
 from sagakit.store.tables import CLAIMABLE, UNFED, quoted
 
-
 _ALL = 1_000_000
 """A limit that is none."""
 
@@ -95,7 +94,10 @@ class SweepStatements:
         )
         self.token = sql.do(f"SELECT token FROM {sql.step} WHERE saga_id = :saga_id AND position = :position")
         self.hurry = self._due(
-            sql, f"t.saga_id = :saga_id AND (publishes = 0 OR due_at > {d.now_once})", "due_at", f", due_at = {d.now}"
+            sql,
+            f"t.saga_id = :saga_id AND (publishes = 0 OR due_at > {d.now_once})",
+            "due_at",
+            f", due_at = {d.now}",
         )
         # A saga that is locked is being advanced: whoever holds it looks for unfed outcomes before it lets go.
         self.unfed = sql.rows(

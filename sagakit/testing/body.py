@@ -178,7 +178,10 @@ class _Run:
         for found in decision.resolved:
             entry = self.ledger[found.position]
             entry.row = replace(
-                entry.row, resolved_seq=found.seq, resolved_at=decision.ledger_at, state=found.state or entry.row.state
+                entry.row,
+                resolved_seq=found.seq,
+                resolved_at=decision.ledger_at,
+                state=found.state or entry.row.state,
             )
         for position in decision.abandoned:
             self.ledger[position].row = replace(self.ledger[position].row, abandoned=True)
@@ -270,7 +273,9 @@ class _Run:
 
     def _registry(self) -> Registry:
         if self.definition.find_starter is None:
-            raise ConfigurationError(f"{self.definition.label} belongs to no SagaKit: declare it with kit.saga")
+            raise ConfigurationError(
+                f"{self.definition.label} belongs to no SagaKit: declare it with kit.saga"
+            )
         registry: Registry = self.definition.find_starter().registry  # type: ignore[attr-defined]
         return registry
 
@@ -295,7 +300,9 @@ class _Run:
         if isinstance(ended, Again):
             entry.retries += 1
             entry.tainted = entry.tainted or ended.tainted
-            entry.row = replace(entry.row, state=StepState.SCHEDULED, due_at=self.now + ended.delay, error=ended.error)
+            entry.row = replace(
+                entry.row, state=StepState.SCHEDULED, due_at=self.now + ended.delay, error=ended.error
+            )
         else:
             entry.row = replace(entry.row, state=ended.state, result=ended.result, error=ended.error)
 
@@ -325,7 +332,9 @@ def _waits_for_retry(entry: _Row) -> bool:
 def _as_function(stand_in: Any) -> Callable[..., Any] | None:
     if stand_in is _REAL:
         return None
-    if isinstance(stand_in, BaseException) or (isinstance(stand_in, type) and issubclass(stand_in, BaseException)):
+    if isinstance(stand_in, BaseException) or (
+        isinstance(stand_in, type) and issubclass(stand_in, BaseException)
+    ):
 
         def fail(*args: Any, **kwargs: Any) -> Any:
             raise stand_in
@@ -337,4 +346,3 @@ def _as_function(stand_in: Any) -> Callable[..., Any] | None:
         function: Callable[..., Any] = stand_in
         return function
     return lambda *args, **kwargs: stand_in
-

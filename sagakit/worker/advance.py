@@ -94,7 +94,8 @@ class Advancer:
         with self._store.read() as tx:
             saga = tx.sagas.get(saga_id)
             needed = saga is not None and (
-                tx.steps.has_unfed(saga_id) or (saga.state is SagaState.COMPENSATING and self._has_loose(tx, saga_id))
+                tx.steps.has_unfed(saga_id)
+                or (saga.state is SagaState.COMPENSATING and self._has_loose(tx, saga_id))
             )
         if needed:
             self.advance(saga_id)
@@ -154,9 +155,23 @@ class Advancer:
             return self._stick(tx, saga, exc)
         return self._write(tx, locked, rows, decision)
 
+    @staticmethod
+    def _reopen(tx: Transaction, saga: SagaRow, rows: Sequence[StepRow], positions: Sequence[int]) -> None:
+        """Run compensations and probes once more, as the steps they undo now say."""
+        by_position = {row.position: row for row in rows}
+        undo = {
+            position: target.undo
+            for position in positions
+            if (target := by_position[by_position[position].compensates or 0]).undo is not None
+        }
+        tx.steps.reopen(saga.id, positions, tokens={p: new_token() for p in positions}, undo=undo)
+
     def _to_version_queue(self, saga: SagaRow, now: datetime) -> AdvanceEnvelope:
         logger.warning(
-            "saga %s is %s version %d, which this worker lacks: passing it on", saga.id, saga.name, saga.version
+            "saga %s is %s version %d, which this worker lacks: passing it on",
+            saga.id,
+            saga.name,
+            saga.version,
         )
         queue = self._routing.version_queue(saga.name, saga.version)
         return AdvanceEnvelope(
@@ -185,7 +200,7 @@ class Advancer:
         if decision.abandoned:
             tx.steps.abandon(saga.id, decision.abandoned)
         if decision.reopened:
-            tx.steps.reopen(saga.id, decision.reopened, tokens={p: new_token() for p in decision.reopened})
+            self._reopen(tx, saga, rows, decision.reopened)
         tx.steps.insert(saga.id, inserted, tokens, owner=self._identity.worker_id, ledger_at=at)
         fits = fits and tx.sagas.advance(
             saga,

@@ -108,7 +108,9 @@ class Executor:
         probes.point("claim.committed")
         return claimed
 
-    def _arguments(self, function: TaskFunction[..., Any], claimed: Claimed) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _arguments(
+        self, function: TaskFunction[..., Any], claimed: Claimed
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if claimed.target is None:
             return decode_arguments(function, claimed.args or "{}", None)
         return decode_arguments(function, claimed.target.args or "{}", self._result_of_target(claimed))
@@ -163,7 +165,11 @@ class Executor:
         pause = 0.05
         while True:
             try:
-                return self._record_again(claimed, ended) if isinstance(ended, Again) else self._finish(claimed, ended)
+                return (
+                    self._record_again(claimed, ended)
+                    if isinstance(ended, Again)
+                    else self._finish(claimed, ended)
+                )
             except DBAPIError as exc:
                 if not _is_outage(exc):
                     raise
@@ -228,7 +234,9 @@ class Executor:
     def _already_finished(self, claimed: Claimed, ended: Ended) -> bool:
         """Whether an earlier try did commit, its confirmation lost with the connection."""
         with self._store.read() as tx:
-            row = next((row for row in tx.steps.load(claimed.saga_id) if row.position == claimed.position), None)
+            row = next(
+                (row for row in tx.steps.load(claimed.saga_id) if row.position == claimed.position), None
+            )
             holder = tx.steps.token(claimed.saga_id, claimed.position)
         finished = row is not None and row.state is ended.state and holder == claimed.token
         if finished:

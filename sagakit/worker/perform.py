@@ -125,7 +125,13 @@ def _after_error(
     delay: timedelta | None
     if isinstance(exc, Retry):
         delay = None if policy.exhausted(retries) else _asked_delay(exc, policy, retries)
-        cause = exc.exc if isinstance(exc.exc, Exception) else exc.__context__ if isinstance(exc.__context__, Exception) else exc
+        cause = (
+            exc.exc
+            if isinstance(exc.exc, Exception)
+            else exc.__context__
+            if isinstance(exc.__context__, Exception)
+            else exc
+        )
         unknown = isinstance(cause, function.options.unknown_for)
     else:
         delay = policy.delay(exc, retries)
@@ -172,7 +178,9 @@ def encode_result(function: TaskFunction[..., Any], returned: Any) -> str:
         return f'{{"happened":true,"result":{function.step.result_codec.dumps(returned.result)}}}'
     if isinstance(returned, NotHappened) or returned is NotHappened:
         return '{"happened":false}'
-    raise NotDecodable(f"{function.label} is a probe: it answers Happened(result) or NotHappened(), not {returned!r}")
+    raise NotDecodable(
+        f"{function.label} is a probe: it answers Happened(result) or NotHappened(), not {returned!r}"
+    )
 
 
 def decode_arguments(
@@ -190,7 +198,9 @@ def decode_arguments(
     """
     arguments = function.signature.arguments
     if isinstance(function, Compensation):
-        return arguments.loads(arguments.choose(args, result=(result or "null") if function.takes_result else None))
+        return arguments.loads(
+            arguments.choose(args, result=(result or "null") if function.takes_result else None)
+        )
     if isinstance(function, Probe):
         return arguments.loads(arguments.choose(args))
     return arguments.loads(args)

@@ -1,4 +1,4 @@
-"""The Celery request of a step, in the worker's main process: tells the sweep at once when a step is lost or revoked."""
+"""The Celery request of a step, in the main process: tells the sweep at once when a step is lost or revoked."""
 
 from typing import Any
 

@@ -38,9 +38,13 @@ class Runtime(Protocol):
 
     def advance(self, saga_id: str) -> None: ...
 
-    def start_from_task(self, definition: SagaDefinition[Any, Any], task_id: str, args: Any, kwargs: Any) -> str: ...
+    def start_from_task(
+        self, definition: SagaDefinition[Any, Any], task_id: str, args: Any, kwargs: Any
+    ) -> str: ...
 
-    def start_from_call(self, definition: SagaDefinition[Any, Any], args: Any, kwargs: Any, options: Any) -> Any: ...
+    def start_from_call(
+        self, definition: SagaDefinition[Any, Any], args: Any, kwargs: Any, options: Any
+    ) -> Any: ...
 
 
 class Hidden:
@@ -116,7 +120,9 @@ class StepTask(Task):
         text = function.signature.arguments.dumps(tuple(args or ()), dict(kwargs or {}))
         return super().apply_async((), to_python(text), *more, **options)
 
-    def retry(self, *args: Any, exc: BaseException | None = None, countdown: Any = None, eta: Any = None, **kw: Any) -> Any:
+    def retry(
+        self, *args: Any, exc: BaseException | None = None, countdown: Any = None, eta: Any = None, **kw: Any
+    ) -> Any:
         """``self.retry()`` of a step: durable, recorded on its row."""
         if find_header(self.request) is None:
             return super().retry(*args, exc=exc, countdown=countdown, eta=eta, **kw)
@@ -134,7 +140,9 @@ class StepTask(Task):
     def on_retry(self, exc: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         super().on_retry(exc, task_id, *self._real(args, kwargs), einfo)
 
-    def after_return(self, status: str, retval: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+    def after_return(
+        self, status: str, retval: Any, task_id: str, args: Any, kwargs: Any, einfo: Any
+    ) -> None:
         value = retval.value if isinstance(retval, Hidden) else retval
         super().after_return(status, value, task_id, *self._real(args, kwargs), einfo)
 
@@ -232,7 +240,7 @@ def _attributes_for(base: type, function: TaskFunction[..., Any]) -> dict[str, A
 
 
 class SagaTask(Task):
-    """The Celery task of a saga: sent by beat or in a chain, it starts the saga; called in Python, so does the caller."""
+    """The Celery task of a saga: sent by beat or in a chain, it starts one; so does the caller in Python."""
 
     abstract = True
     typing = False
@@ -266,7 +274,9 @@ def _needs_message(options: Mapping[str, Any]) -> bool:
     return any(options.get(name) for name in _CANVAS_OPTIONS)
 
 
-def _input_text(definition: SagaDefinition[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+def _input_text(
+    definition: SagaDefinition[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> str | None:
     given = saga_input(definition, args, kwargs)
     return definition.input_codec.dumps(given) if definition.takes_input else None
 
@@ -324,4 +334,3 @@ def create_advance_task(app: Celery, runtime: Runtime) -> Any:
         runtime.advance(saga_id)
 
     return advance
-

@@ -19,7 +19,7 @@ from workers.demo.progress import Progress, Standing, follow
 from workers.orders import deliveries
 from workers.shop.models import Fault, Order
 
-THREADS = 8
+THREADS = 4
 PATIENCE = 60.0
 """Seconds without any change after which the demo gives up waiting."""
 

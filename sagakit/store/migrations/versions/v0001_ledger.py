@@ -164,7 +164,9 @@ def _create_step(name: str, saga: str, schema: str | None) -> None:
         _text("progress"),
         sa.PrimaryKeyConstraint("saga_id", "position", name=f"pk_{name}"),
         _owner(saga, schema, name),
-        sa.CheckConstraint("kind IN ('compensation', 'probe', 'step', 'timer')", name=op.f(f"ck_{name}_kind")),
+        sa.CheckConstraint(
+            "kind IN ('compensation', 'probe', 'step', 'timer')", name=op.f(f"ck_{name}_kind")
+        ),
         sa.CheckConstraint(
             "state IN ('cancelled', 'failed', 'running', 'scheduled', 'skipped', 'succeeded', 'unknown')",
             name=op.f(f"ck_{name}_state"),
@@ -226,7 +228,9 @@ def _create_attempt(name: str, saga: str, schema: str | None) -> None:
         _text("outcome", nullable=False),
         sa.PrimaryKeyConstraint("saga_id", "position", "attempt", name=f"pk_{name}"),
         _owner(saga, schema, name),
-        sa.CheckConstraint("outcome IN ('failed', 'lost', 'retried', 'unknown')", name=op.f(f"ck_{name}_outcome")),
+        sa.CheckConstraint(
+            "outcome IN ('failed', 'lost', 'retried', 'unknown')", name=op.f(f"ck_{name}_outcome")
+        ),
         schema=schema,
     )
 
