@@ -168,12 +168,11 @@ class SagaKit(Declaring):
 
     @cached_property
     def _starter(self) -> SagaStarter:
-        eager = (
-            EagerRunner(self.store, self.advancer, self.publisher)
-            if self.app.conf.task_always_eager
-            else None
-        )
-        return SagaStarter(self.store, self.publisher, self.settings, eager.run if eager else None)
+        return SagaStarter(self.store, self.publisher, self.settings, self._run_if_eager)
+
+    def _run_if_eager(self, saga_id: str) -> None:
+        if self.app.conf.task_always_eager:
+            EagerRunner(self.store, self.advancer, self.publisher).run(saga_id)
 
     @cached_property
     def _sweep(self) -> Sweep:

@@ -40,7 +40,7 @@ class SagaStarter:
         store: the ledger.
         publisher: sends their first messages.
         settings: size bounds and intervals.
-        run: called for each started saga instead of publishing, under ``task_always_eager``.
+        after_start: called with the id of each saga that was started and published.
     """
 
     def __init__(
@@ -48,12 +48,12 @@ class SagaStarter:
         store: Store,
         publisher: Publisher,
         settings: Settings,
-        run_eagerly: Callable[[str], None] | None,
+        after_start: Callable[[str], None],
     ) -> None:
         self._store = store
         self._publisher = publisher
         self._settings = settings
-        self._run_eagerly = run_eagerly
+        self._after_start = after_start
         self._joiner = SessionJoiner(store)
         self._after_commit = AfterCommit(store)
 
@@ -171,9 +171,8 @@ class SagaStarter:
         self._publisher.publish(
             AdvanceEnvelope(saga_id=new.id, saga_name=definition.name, priority=new.priority) for new in fresh
         )
-        if self._run_eagerly is not None:
-            for new in fresh:
-                self._run_eagerly(new.id)
+        for new in fresh:
+            self._after_start(new.id)
 
 
 def read_inputs(inputs: Iterable[Any], common: Mapping[str, Any]) -> list[tuple[Any, StartOptions]]:

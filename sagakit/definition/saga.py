@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import datetime
 from types import CodeType, FrameType
-from typing import Any, Generic, Literal, Protocol, TypeVar, cast
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from sagakit.clock import Duration
 from sagakit.codec import Codec

@@ -85,8 +85,11 @@ class Sweep:
         if notice.kind is NoticeKind.REVOKED:
             with self._store.begin() as tx:
                 error = ErrorInfo(type=REVOKED, message="its Celery task was revoked")
-                if tx.steps.revoke(delivery.saga_id, delivery.position, token=delivery.token, error=error):
-                    tx.sagas.wake(delivery.saga_id, tx.now())
+                revoked = tx.steps.revoke(
+                    delivery.saga_id, delivery.position, token=delivery.token, error=error
+                )
+            if revoked:
+                self._wake(delivery.saga_id)
         elif row is not None and notice.kind is NoticeKind.LOST:
             self._lose(
                 row, ErrorInfo(type=LOST, message=f"the process that ran it died (worker {row.owner})")
@@ -110,8 +113,9 @@ class Sweep:
         for row in self._found(lambda tx: tx.steps.expired(self._settings.sweep_batch)):
             with self._store.begin() as tx:
                 error = ErrorInfo(type=EXPIRED, message="no worker had begun it when it expired")
-                if tx.steps.revoke(row.saga_id, row.position, token=row.token, error=error):
-                    tx.sagas.wake(row.saga_id, tx.now())
+                revoked = tx.steps.revoke(row.saga_id, row.position, token=row.token, error=error)
+            if revoked:
+                self._wake(row.saga_id)
 
     def _found(self, find: "Callable[..., list[RunningStep]]") -> list[RunningStep]:
         # The rows are locked only while they are being found: what is done about each is guarded by its token.
@@ -142,11 +146,20 @@ class Sweep:
             tx.attempts.record(
                 row.saga_id, row.position, row.attempt, error=error, owner=row.owner, outcome=outcome
             )
-            if state is not StepState.SCHEDULED:
-                tx.sagas.wake(row.saga_id, tx.now())
+        if state is not StepState.SCHEDULED:
+            self._wake(row.saga_id)
         logger.warning(
             "saga %s: attempt %d of %s is lost (%s)", row.saga_id, row.attempt, row.name, error.message
         )
+
+    def _wake(self, saga_id: str) -> None:
+        """Have the saga advanced.
+
+        Not in the transaction that changed its step: workers lock the saga first, and would deadlock with one that
+        came the other way. If this process dies in between, the outcome is found unfed.
+        """
+        with self._store.begin() as tx:
+            tx.sagas.wake(saga_id, tx.now())
 
     # Messages.
 
@@ -209,9 +222,8 @@ class Sweep:
         """An outcome nobody feeds: its recorder died between two commits."""
         with self._store.begin() as tx:
             waiting = tx.steps.unfed(self._settings.sweep_batch, self._settings.republish_after)
-            now = tx.now()
-            for saga_id in sorted(waiting):
-                tx.sagas.wake(saga_id, now)
+        for saga_id in waiting:
+            self._wake(saga_id)
 
     def _send_advances(self, around: Surroundings) -> None:
         with self._store.begin() as tx:
