@@ -3,10 +3,10 @@
 from sagakit.app import SagaKit
 from sagakit.client.handle import SagaHandle
 from sagakit.client.operating import PlannedUndo, ReplayPlan
+from sagakit.client.startable import StartableSaga
 from sagakit.coordinator.context import Saga
 from sagakit.coordinator.loop import StepFuture
 from sagakit.decorators import shared_saga, shared_step
-from sagakit.definition.saga import SagaDefinition
 from sagakit.definition.step import Happened, NotHappened, Step
 from sagakit.errors import ErrorInfo, SagakitError, StepCancelled, StepError, StepFailed, StepUnknown
 from sagakit.outcomes import Compensated, CompensationFailed, Completed, Outcome, SagaFailed, Stuck
@@ -25,12 +25,12 @@ __all__ = [
     "PlannedUndo",
     "ReplayPlan",
     "Saga",
-    "SagaDefinition",
     "SagaFailed",
     "SagaHandle",
     "SagaKit",
     "SagaState",
     "SagakitError",
+    "StartableSaga",
     "Step",
     "StepCancelled",
     "StepContext",

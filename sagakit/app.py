@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from celery import Celery
@@ -11,6 +11,7 @@ from celery import Celery
 from sagakit.client.eager import EagerRunner
 from sagakit.client.handle import SagaHandle
 from sagakit.client.operating import Operator
+from sagakit.client.startable import StartableSaga
 from sagakit.client.starting import SagaStarter, read_inputs, start_options
 from sagakit.client.waiting import OutcomeWaiter
 from sagakit.clock import Duration, duration
@@ -18,7 +19,7 @@ from sagakit.coordinator.replay import Limits
 from sagakit.decorators import Declaring
 from sagakit.definition.registry import Declaration, Registry, shared
 from sagakit.definition.saga import SagaDefinition
-from sagakit.definition.step import Step
+from sagakit.definition.step import Step, TaskFunction
 from sagakit.dispatch.publisher import Publisher
 from sagakit.dispatch.routing import Routing
 from sagakit.errors import ConfigurationError, DatabaseNotConfigured, InvalidInput, suggest
@@ -182,9 +183,9 @@ class SagaKit(Declaring):
 
     def _take_own(self, definition: Declaration) -> None:
         self._take(definition)
-        if isinstance(definition, SagaDefinition):
+        if isinstance(definition, StartableSaga):
             definition.find_starter = lambda: self
-        else:
+        elif isinstance(definition, TaskFunction):
             definition.find_task = lambda name: self.app.tasks[name]
 
     def _take(self, definition: Declaration) -> None:
@@ -210,10 +211,10 @@ class SagaKit(Declaring):
             create_step_task(self.app, definition, self)
 
     @property
-    def sagas(self) -> Mapping[str, SagaDefinition[Any, Any]]:
+    def sagas(self) -> Mapping[str, StartableSaga[Any, Any]]:
         """The newest version of every saga, by name."""
         self._import_tasks()
-        return self.registry.sagas
+        return cast("Mapping[str, StartableSaga[Any, Any]]", self.registry.sagas)
 
     @property
     def steps(self) -> Mapping[str, Step[..., Any]]:
@@ -221,14 +222,14 @@ class SagaKit(Declaring):
         self._import_tasks()
         return self.registry.steps
 
-    def saga_named(self, name: str) -> SagaDefinition[Any, Any]:
+    def saga_named(self, name: str) -> StartableSaga[Any, Any]:
         """A saga by its full name, or by a short one that is unique.
 
         Raises:
             SagaNotFound: none or several have this name.
         """
         self._import_tasks()
-        return self.registry.latest(name)
+        return cast("StartableSaga[Any, Any]", self.registry.latest(name))
 
     def _import_tasks(self) -> None:
         """Import the modules a worker would, so that what they declare is known."""

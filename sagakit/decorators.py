@@ -6,10 +6,11 @@ from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, cast
 
 from celery import current_app
 
+from sagakit.client.startable import StartableSaga
 from sagakit.coordinator.context import Saga
 from sagakit.definition.options import step_options
 from sagakit.definition.registry import Declaration, shared
-from sagakit.definition.saga import SagaDefinition, check_saga_options
+from sagakit.definition.saga import check_saga_options
 from sagakit.definition.signature import caller_frame, location
 from sagakit.definition.step import AsyncStep, Step, TaskFunction
 from sagakit.worker.context import StepContext
@@ -45,9 +46,9 @@ class SagaDecorator(Protocol):
     """What ``kit.saga(...)`` returns: makes a saga of an ``async def`` body."""
 
     @overload
-    def __call__(self, body: Callable[[Saga, In], Coroutine[Any, Any, R]], /) -> SagaDefinition[In, R]: ...
+    def __call__(self, body: Callable[[Saga, In], Coroutine[Any, Any, R]], /) -> StartableSaga[In, R]: ...
     @overload
-    def __call__(self, body: Callable[[Saga], Coroutine[Any, Any, R]], /) -> SagaDefinition[None, R]: ...
+    def __call__(self, body: Callable[[Saga], Coroutine[Any, Any, R]], /) -> StartableSaga[None, R]: ...
 
 
 class Declaring:
@@ -102,9 +103,9 @@ class Declaring:
         return step
 
     @overload
-    def saga(self, body: Callable[[Saga, In], Coroutine[Any, Any, R]], /) -> SagaDefinition[In, R]: ...
+    def saga(self, body: Callable[[Saga, In], Coroutine[Any, Any, R]], /) -> StartableSaga[In, R]: ...
     @overload
-    def saga(self, body: Callable[[Saga], Coroutine[Any, Any, R]], /) -> SagaDefinition[None, R]: ...
+    def saga(self, body: Callable[[Saga], Coroutine[Any, Any, R]], /) -> StartableSaga[None, R]: ...
     @overload
     def saga(self, /, *, name: str | None = None, version: int = 1) -> SagaDecorator: ...
 
@@ -126,9 +127,9 @@ class Declaring:
 
     def _saga(
         self, body: Callable[..., Awaitable[Any]], given: dict[str, Any], frame: FrameType | None
-    ) -> SagaDefinition[Any, Any]:
+    ) -> StartableSaga[Any, Any]:
         check_saga_options(given, location(body))
-        definition: SagaDefinition[Any, Any] = SagaDefinition(
+        definition: StartableSaga[Any, Any] = StartableSaga(
             body,
             name=given.get("name") or self._task_name(body),
             version=given.get("version", 1),

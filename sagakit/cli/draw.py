@@ -23,7 +23,7 @@ from sagakit.history import AttemptRecord, SagaRecord, StepRecord
 from sagakit.states import OPEN_SAGA_STATES, Kind, SagaState, StepState
 
 if TYPE_CHECKING:
-    from sagakit.app import ReplayPlan
+    from sagakit.client.operating import ReplayPlan
 
 _ATTEMPTS = {"retried": "failed", "lost": "was lost with its worker", "unknown": "ended unknown"}
 

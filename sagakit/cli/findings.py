@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.table import Table
 from rich.text import Text
 
 from sagakit.cli.signs import UNICODE, signs
@@ -62,21 +61,16 @@ class Report:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         marks = {Level.OK: "✓", Level.WARNING: "!", Level.ERROR: "✗"}
-        arrow = "→ "
+        arrow = "→"
         if signs(options) is not UNICODE:
-            marks, arrow = {Level.OK: "+", Level.WARNING: "!", Level.ERROR: "x"}, "-> "
-        grid = Table.grid(padding=(0, 1, 0, 0))
-        for column in range(3):
-            grid.add_column(no_wrap=column < 2)
+            marks, arrow = {Level.OK: "+", Level.WARNING: "!", Level.ERROR: "x"}, "->"
+        width = max((len(finding.subject) for finding in self.findings), default=0)
         for finding in self.findings:
-            style = _STYLES[finding.level]
-            text = Text(finding.message)
+            line = Text(marks[finding.level], style=_STYLES[finding.level])
+            line.append(f" {finding.subject:<{width}}  {finding.message}", style="default not bold")
+            yield line
             if finding.remedy:
-                text.append(
-                    f"\n{arrow}{finding.remedy}", style="bold" if finding.level is Level.ERROR else ""
-                )
-            grid.add_row(Text(marks[finding.level], style=style), Text(finding.subject), text)
-        yield grid
+                yield Text(f"{'':<{width + 4}}{arrow} {finding.remedy}")
         errors, warnings = (
             sum(finding.level is level for finding in self.findings) for level in (Level.ERROR, Level.WARNING)
         )

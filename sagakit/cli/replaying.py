@@ -19,7 +19,7 @@ from sagakit.errors import NotAllowed, SagakitError
 from sagakit.states import SagaState
 
 if TYPE_CHECKING:
-    from sagakit.app import ReplayPlan
+    from sagakit.client.operating import ReplayPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,7 +45,7 @@ def doctor(ctx: click.Context, invocation: Invocation, as_json: bool) -> None:
     if as_json:
         invocation.say_json({"healthy": healthy, "findings": [asdict(finding) for finding in findings]})
     else:
-        invocation.say(report(findings))
+        invocation.say(report(findings), wide=True)  # commands in it must not be broken
     ctx.exit(ExitCode.OK if healthy else ExitCode.UNHEALTHY)
 
 

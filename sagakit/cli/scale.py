@@ -8,6 +8,8 @@ from itertools import pairwise
 from sagakit.cli.wording import span
 
 CUT_WIDTH = 7
+CUT_LEAST = 10.0
+"""Seconds of idle time that are always shown: waiting for a worker or a short retry is part of the picture."""
 _STEPS = (1, 2, 5)
 
 
@@ -56,7 +58,8 @@ class Scale:
         free = 0
         for column, second in self._ticks():
             text = _tick(second)
-            if column >= free and column + len(text) + 2 <= end[0]:
+            repeated = text == end_text or (placed and placed[-1][1] == text)
+            if not repeated and column >= free and column + len(text) + 2 <= end[0]:
                 placed.append((column, text))
                 free = column + len(text) + 2
         return [*placed, end]
@@ -149,7 +152,7 @@ def _cuts(busy: list[tuple[float, float]], end: float, *, most: int) -> list[tup
     shown = end
     for start, stop in gaps[:most]:
         length = stop - start
-        if ran <= 0 or ran / shown > 0.15 or length < 3 * ran:
+        if ran <= 0 or ran / shown > 0.15 or length < max(3 * ran, CUT_LEAST):
             break
         # A little of the idle time stays on either side, so that the bars beside it do not touch the cut.
         margin = min(ran * 0.1, length * 0.1)

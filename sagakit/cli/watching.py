@@ -19,7 +19,7 @@ from sagakit.history import SagaRecord, StepRecord
 from sagakit.states import OPEN_SAGA_STATES, StepState
 
 if TYPE_CHECKING:
-    from sagakit.app import SagaHandle
+    from sagakit.client.handle import SagaHandle
 
 _SOONEST, _LATEST = 0.05, 0.5
 

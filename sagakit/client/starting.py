@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from sagakit import probes
 from sagakit.client.session import AfterCommit, SessionJoiner
 from sagakit.clock import duration
 from sagakit.codec import bounded, canonical
-from sagakit.definition.saga import IfExists, SagaDefinition
+from sagakit.definition.saga import SagaDefinition
 from sagakit.dispatch.envelope import AdvanceEnvelope
 from sagakit.dispatch.publisher import Publisher
 from sagakit.errors import InvalidInput, SagaExists, SagaIdConflict, suggest
@@ -18,6 +18,8 @@ from sagakit.ids import check_saga_id, new_saga_id, new_token
 from sagakit.settings import Settings
 from sagakit.states import SagaState
 from sagakit.store import NewSaga, Store, Transaction
+
+IfExists = Literal["return", "raise", "restart_if_compensated"]
 
 _OPTIONS = frozenset({"saga_id", "deadline", "priority", "tags", "if_exists"})
 

@@ -50,6 +50,7 @@ class Registry:
                 f"{self._tasks[definition.name].where}"
             )
         self._sagas[key] = definition
+        definition.registry = self
 
     def _refuse_saga_name(self, name: str, where: str) -> None:
         taken = next((saga for saga in self._sagas.values() if saga.name == name), None)

@@ -272,12 +272,11 @@ class _Run:
         return self._registry().task(name)
 
     def _registry(self) -> Registry:
-        if self.definition.find_starter is None:
+        if self.definition.registry is None:
             raise ConfigurationError(
                 f"{self.definition.label} belongs to no SagaKit: declare it with kit.saga"
             )
-        registry: Registry = self.definition.find_starter().registry  # type: ignore[attr-defined]
-        return registry
+        return self.definition.registry
 
     def _next_event(self, wake_at: datetime | None) -> None:
         """Move to what happens next: an attempt that ends, a retry that is due, or the saga's own timer."""

@@ -12,6 +12,8 @@ from typing import Any
 import click
 from rich.console import Console
 
+from sagakit.history import SagaRecord
+from sagakit.states import SagaState
 from workers import books
 from workers.demo import screen
 from workers.demo.folder import DemoFolder, demo_folder
@@ -75,40 +77,35 @@ def _run(orders: Sequence[Order], folder: DemoFolder, console: Console) -> bool:
             f"Not all sagas have ended, and nothing changed for {PATIENCE:g} s; the worker's log is {folder.log}",
             style="red",
         )
-    _draw_one(orders, states, console)
-    _try_next(orders, states, folder, console)
+    undone = _most_telling(orders, states)
+    if undone is not None:
+        _draw(undone, console)
+    done = next((order.id for order in orders if states.get(order.id) == SagaState.COMPLETED), None)
+    _try_next(folder, console, undone=undone.id if undone else None, done=done)
     shop.close()
     kit.store.dispose()
     return report.balanced
 
 
-def _draw_one(orders: Sequence[Order], states: Mapping[str, str], console: Console) -> None:
-    """Draw the compensated saga with the most to tell as a timeline."""
-    from sagakit.cli.draw import timeline
+def _most_telling(orders: Sequence[Order], states: Mapping[str, str]) -> SagaRecord | None:
+    """The compensated saga that had the most to undo: one of those whose carrier let them down."""
     from workers.app import kit
 
-    saga_id = _most_telling(orders, states, "compensated")
-    if saga_id is not None:
-        console.print()
-        console.print("[bold]One of those that were undone[/]")
-        console.print(timeline(kit.get(saga_id).history()))
+    undone = [order for order in orders if states.get(order.id) == SagaState.COMPENSATED]
+    late = [order for order in undone if order.fault in (Fault.CARRIER_TIMEOUT, Fault.CARRIER_REFUSES)]
+    records = [kit.get(order.id).history() for order in (late or undone)[:20]]
+    return max(records, key=lambda record: len(record.compensated), default=None)
 
 
-def _most_telling(orders: Sequence[Order], states: Mapping[str, str], state: str) -> str | None:
-    ranks = [Fault.CARRIER_TIMEOUT, Fault.CARRIER_REFUSES, Fault.CARD_DECLINED, Fault.OUT_OF_STOCK]
-    rank = {fault: number for number, fault in enumerate(ranks)}
-    candidates = [order for order in orders if states.get(order.id) == state]
-    best = min(
-        candidates, key=lambda order: rank.get(order.fault, len(rank)) if order.fault else 9, default=None
-    )
-    return best.id if best else None
+def _draw(record: SagaRecord, console: Console) -> None:
+    from sagakit.cli.draw import timeline
+
+    console.print()
+    console.print("[bold]One of those that were undone[/]")
+    console.print(timeline(record))
 
 
-def _try_next(
-    orders: Sequence[Order], states: Mapping[str, str], folder: DemoFolder, console: Console
-) -> None:
-    undone = _most_telling(orders, states, "compensated")
-    done = _most_telling(orders, states, "completed")
+def _try_next(folder: DemoFolder, console: Console, *, undone: str | None, done: str | None) -> None:
     arguments = ["list --status compensated"]
     if undone is not None:
         arguments.append(f"show {shlex.quote(undone)}")

@@ -66,8 +66,8 @@ def verdict(console: Console, report: Report) -> None:
         console.print(f"  {_named(line)}", style="red", highlight=False, markup=False)
     total = sum(report.effects.values())
     console.print(
-        f"{total:,} effects in the shop, each under its own idempotency key; {report.repeated:,} calls came a second "
-        "time and were answered without acting again.",
+        f"{total:,} effects in the shop, each under its own idempotency key; calls that came a second time and were "
+        f"answered without acting again: {report.repeated:,}.",
         highlight=False,
     )
 

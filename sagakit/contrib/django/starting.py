@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 from sagakit.ids import check_saga_id, new_saga_id
 
 if TYPE_CHECKING:
-    from sagakit.definition.saga import SagaDefinition
+    from sagakit.client.startable import StartableSaga
 
 
 def start_on_commit(
-    definition: "SagaDefinition[Any, Any]",
+    definition: "StartableSaga[Any, Any]",
     input: Any = None,
     *,
     using: str | None = None,

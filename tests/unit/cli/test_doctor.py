@@ -275,11 +275,11 @@ def test_the_report(drawn: Any) -> None:
         Finding(level=Level.ERROR, subject="schema", message="missing", remedy="run 'saga migrate'"),
     ]
     assert drawn(report(findings)).splitlines() == [
-        "✓ database answers",
-        "! workers  none is alive",
-        "           → start one",
-        "✗ schema   missing",
-        "           → run 'saga migrate'",
+        "✓ database  answers",
+        "! workers   none is alive",
+        "            → start one",
+        "✗ schema    missing",
+        "            → run 'saga migrate'",
         "1 error, 1 warning",
     ]
     assert drawn(report(findings), encoding="ascii").isascii()

@@ -14,7 +14,7 @@ from sagakit.definition.registry import Registry
 from sagakit.definition.saga import SagaDefinition
 from sagakit.definition.signature import caller_frame, location
 from sagakit.definition.step import AsyncStep, Compensation, Probe, Step
-from sagakit.errors import ErrorInfo, describe
+from sagakit.errors import ErrorInfo, StepError, describe
 from sagakit.states import OPEN_STEP_STATES, TASK_KINDS, TERMINAL_SAGA_STATES, Kind, SagaState, StepState
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
@@ -49,7 +49,6 @@ class StandInKit:
                 body, name=options.get("name", _name(body)), version=options.get("version", 1), frame=frame
             )
             self.registry.add_saga(saga)
-            saga.find_starter = lambda: self  # type: ignore[assignment, return-value]
             return saga
 
         return declare if body is None else declare(body)
@@ -57,6 +56,47 @@ class StandInKit:
 
 def _name(function: Callable[..., Any]) -> str:
     return f"shop.{function.__name__}"
+
+
+class Declined(StepError):
+    """A business error that ``charge`` declares."""
+
+    reason: str
+
+
+class Shop(StandInKit):
+    """A kit with four steps. Each is called with a number and answers with one; ``mail`` cannot be undone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        @self.step
+        def reserve(number: int = 0) -> int:
+            return number
+
+        @reserve.compensation
+        def release(result: int) -> None: ...
+
+        @self.step(throws=(Declined,))
+        def charge(number: int = 0) -> int:
+            return number
+
+        @charge.compensation
+        def refund(result: int) -> None: ...
+
+        @self.step
+        def ship(number: int = 0) -> int:
+            return number
+
+        @ship.compensation
+        def recall(result: int) -> None: ...
+
+        @self.step
+        def mail(number: int = 0) -> int:
+            return number
+
+        self.reserve, self.charge, self.ship, self.mail = reserve, charge, ship, mail
+        self.release, self.refund, self.recall = release, refund, recall
 
 
 @dataclass(slots=True)
@@ -101,8 +141,7 @@ class Ledger:
             python=python_version(),
             deadline_at=START + timedelta(seconds=deadline) if deadline is not None else None,
         )
-        kit: Any = definition.find_starter() if definition.find_starter else None
-        ledger = cls(definition, kit.registry, saga, limits or Limits())
+        ledger = cls(definition, definition.registry, saga, limits or Limits())
         if advance:
             ledger.advance()
         return ledger

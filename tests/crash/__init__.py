@@ -1,0 +1,1 @@
+"""What happens when processes, the broker or the database's connections are killed on purpose."""
