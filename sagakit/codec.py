@@ -27,6 +27,10 @@ _CONFIG = ConfigDict(
 )
 
 
+_HINT = ": give the model `model_config = ConfigDict(ser_json_bytes='base64', val_json_bytes='base64')`"
+"""Where the configuration above does not reach: a model brings its own."""
+
+
 def _plain(value: Any) -> Any:
     """Let plain JSON through and nothing else."""
     fault = _fault(value, "")
@@ -121,7 +125,9 @@ class Codec(Generic[T]):
                 checked, by_alias=False, round_trip=True, warnings="error"
             ).decode()
         except (PydanticSerializationError, UnicodeError, ValueError) as exc:
-            raise NotEncodable(f"{self.what} cannot be stored as JSON: {exc}") from exc
+            raise NotEncodable(
+                f"{self.what} cannot be stored as JSON: {exc}{_HINT if 'utf-8 seq' in str(exc) else ''}"
+            ) from exc
         self._require_round_trip(checked, text)
         return text
 
@@ -163,7 +169,7 @@ def _same(one: Any, other: Any) -> bool:
         return math.isnan(one) and math.isnan(other)
     parts = _parts(one, other)
     if parts is None:
-        return type(one).__eq__ is object.__eq__
+        return getattr(type(one), "__eq__", None) is object.__eq__
     return all(_same(mine, theirs) for _, mine, theirs in parts)
 
 

@@ -8,17 +8,18 @@ want another broker or ledger; ``effects``, ``cluster``, ``published``, ``kit``,
 import importlib
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import pytest
 from celery import Celery
 from celery import _state as state
 from pytest_celery import CeleryBrokerCluster, CeleryWorkerCluster
 
+from sagakit import SagaKit
 from sagakit.definition.registry import shared
 from sagakit.store import Store, schema
 from tests.cluster import process, services
@@ -30,9 +31,6 @@ from tests.cluster.nodes import BrokerNode, ServerContainer
 from tests.cluster.postgres import fresh_name
 from tests.cluster.rabbitmq import RabbitMQ
 from tests.cluster.redis import RedisServer
-
-if TYPE_CHECKING:
-    from sagakit import SagaKit
 
 _MARKED_BY_FIXTURE = {"postgres_server": "postgres", "redis_server": "redis", "amqp_server": "amqp"}
 _CRASH = Path(__file__).parent / "crash"
@@ -197,50 +195,53 @@ def cluster(worker_env: Mapping[str, str], tmp_path: Path) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def published(redis_url: str) -> Iterator[PublishedMessages]:
-    """Records the task messages that are published on this test's Redis from now on."""
-    with PublishedMessages(redis_url) as found:
+def published(broker_url: str) -> Iterator[PublishedMessages]:
+    """Records the task messages that are published on this test's broker, a Redis, from now on."""
+    with PublishedMessages(broker_url) as found:
         yield found
 
 
+class LoadApp(Protocol):
+    """What the fixture ``load_app`` is."""
+
+    def __call__(self, path: str, package: str | None = None) -> ModuleType:
+        """Import the module of ``"package.module:app"``, as ``cluster.start()`` does, and return it.
+
+        Args:
+            package: import this one anew as well, with all that is in it: ``load_app("workers.app:app", "workers")``.
+        """
+
+
 @pytest.fixture
-def load_app(
-    worker_env: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[str], ModuleType]]:
-    """Imports, as the workers do, an application module anew, with this test's broker and ledger in the environment.
-
-    Give it what you give to ``cluster.start()``; it returns the module.
-    """
-    from sagakit import SagaKit
-
+def load_app(worker_env: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[LoadApp]:
+    """Imports an application anew into this process, with the broker and the ledger that the workers have."""
     before = _Globals()
-    loaded: dict[str, ModuleType] = {}
+    loaded: list[ModuleType] = []
 
-    def load(path: str) -> ModuleType:
-        name = path.partition(":")[0]
-        if name not in loaded:
-            for variable, value in worker_env.items():
-                monkeypatch.setenv(variable, value)
-            monkeypatch.delitem(sys.modules, name, raising=False)
-            loaded[name] = importlib.import_module(name)
-        return loaded[name]
+    def load(path: str, package: str | None = None) -> ModuleType:
+        module = path.partition(":")[0]
+        for variable, value in worker_env.items():
+            monkeypatch.setenv(variable, value)
+        for name in list(sys.modules):
+            if name == module or (package is not None and f"{name}.".startswith(f"{package}.")):
+                monkeypatch.delitem(sys.modules, name)
+        loaded.append(importlib.import_module(module))
+        return loaded[-1]
 
     yield load
-    for name, module in loaded.items():
+    for module in loaded:
         for value in list(vars(module).values()):
             if isinstance(value, SagaKit):
                 value.store.dispose()
             elif isinstance(value, Celery):
                 value.close()
-        sys.modules.pop(name, None)
+        sys.modules.pop(module.__name__, None)
     before.restore()
 
 
 @pytest.fixture
-def kit(broker_url: str, database_url: str) -> "Iterator[SagaKit]":
+def kit(broker_url: str, database_url: str) -> Iterator[SagaKit]:
     """A kit in this process, on a Celery application of its own, with this test's broker and ledger."""
-    from sagakit import SagaKit
-
     before = _Globals()
     app = Celery("tests", broker=broker_url)
     found = SagaKit(app, database_url=database_url)
@@ -273,9 +274,12 @@ class _Globals:
 
 
 @pytest.fixture
-def celery_broker_cluster(broker_url: str, redis_server: RedisServer) -> Iterator[CeleryBrokerCluster]:
-    """The test's broker as pytest-celery's cluster; a node can be killed if the server is our own."""
-    own = redis_server.server if broker_url.startswith("redis:") else None
+def celery_broker_cluster(request: pytest.FixtureRequest, broker_url: str) -> Iterator[CeleryBrokerCluster]:
+    """The test's broker as pytest-celery's cluster; its node can be killed if the server is the tests' own."""
+    own = None
+    if broker_url.startswith("redis:"):
+        redis_server: RedisServer = request.getfixturevalue("redis_server")
+        own = redis_server.server if redis_server.has(broker_url) else None
     node = BrokerNode(ServerContainer("broker", broker_url, own))
     yield CeleryBrokerCluster(node)
     node.teardown()

@@ -16,7 +16,8 @@ from sagakit.errors import NotDecodable
 from sagakit.states import SagaState
 
 if TYPE_CHECKING:
-    from sagakit.definition.saga import SagaDefinition
+    from sagakit.client.startable import StartableSaga
+    from sagakit.client.starting import IfExists
 
 
 @click.command(cls=Command)
@@ -53,7 +54,7 @@ def start(
     tags: tuple[tuple[str, str], ...],
     priority: int | None,
     deadline: timedelta | None,
-    if_exists: str,
+    if_exists: "IfExists",
     wait: bool,
     timeout: float | None,
     as_json: bool,
@@ -86,7 +87,7 @@ def start(
     ctx.exit(ExitCode.OK if record.state is SagaState.COMPLETED else ExitCode.FAILED)
 
 
-def _input(definition: "SagaDefinition[Any, Any]", text: str | None, invocation: Invocation) -> Any:
+def _input(definition: "StartableSaga[Any, Any]", text: str | None, invocation: Invocation) -> Any:
     """The input as the saga's body wants it, from JSON text."""
     (label,) = short_names([definition.name]).values()
     if not definition.takes_input:

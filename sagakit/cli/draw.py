@@ -105,6 +105,9 @@ class _TreeDrawing:
             where = f"failed at {printable(record.failed_step)}: " if record.failed_step else ""
             head.append(f"\n{where}", style="not bold")
             head.append(self._error(record.error), style="red not bold")
+        if record.trouble is not None:
+            head.append("\nstuck: ", style="not bold")
+            head.append(self._error(record.trouble), style="magenta not bold")
         if self.payloads:
             head.append(f"\ninput   {_payload(record.input)}", style="not bold")
             if record.state is SagaState.COMPLETED:

@@ -37,6 +37,7 @@ class Invocation:
         door: the words before a command, as they would be typed again: ``celery -A workers.app saga``.
         kit: the kit, if the caller already has it.
         color: ``False`` to print no colours in any case.
+        way_out: what to do if the application, which nobody named, turns out to have no kit.
     """
 
     def __init__(
@@ -47,10 +48,12 @@ class Invocation:
         door: str = "sagakit",
         kit: "SagaKit | None" = None,
         color: bool | None = None,
+        way_out: str | None = None,
     ) -> None:
         self._app = app
         self._app_name = app_name
         self._kit = kit
+        self._way_out = way_out
         self.door = door
         self.color = color
 
@@ -83,7 +86,12 @@ class Invocation:
             raise _broken_import(self._app_name or app.main or "the application", exc) from exc
         from sagakit.app import SagaKit
 
-        return SagaKit.of(app)
+        try:
+            return SagaKit.of(app)
+        except ConfigurationError as exc:
+            if self._way_out is None:
+                raise
+            raise ConfigurationError(f"{exc}; {self._way_out}") from exc
 
     @cached_property
     def ledger(self) -> "SagaKit":

@@ -46,7 +46,12 @@ def saga(ctx: click.Context, debug: bool) -> None:
         ctx.info_name or "saga",
     ]
     ctx.obj = Invocation(
-        app=ctx.obj.app, door=" ".join(words), color=False if getattr(ctx.obj, "no_color", False) else None
+        app=ctx.obj.app,
+        door=" ".join(words),
+        color=False if getattr(ctx.obj, "no_color", False) else None,
+        way_out=None
+        if name
+        else f"name the app, as in '{root.info_name} -A workers.app {ctx.info_name} list'",
     )
 
 

@@ -75,7 +75,7 @@ def show(
     invocation.say(draw.tree(record, payloads=payloads, tracebacks=tracebacks))
     if timeline:
         invocation.say("")
-        invocation.say(draw.timeline(record))
+        invocation.say(draw.timeline(record, titled=False))
     hint = _next(invocation, saga_id, record.state)
     if hint:
         invocation.note(hint)

@@ -30,26 +30,31 @@ class Timeline:
     Attributes:
         record: the saga.
         now: the time up to which unfinished bars reach; by default this machine's.
+        titled: begin with a line that names the saga and its state.
     """
 
     record: SagaRecord
     now: datetime | None = None
+    titled: bool = True
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for line in _Drawing(self.record, self.now or utcnow(), options.max_width, signs(options)).lines():
+        drawing = _Drawing(self.record, self.now or utcnow(), options.max_width, signs(options))
+        title = [headline(self.record, drawing.signs, drawing.now)] if self.titled else []
+        for line in (*title, *drawing.lines()):
             line.no_wrap = True
             line.overflow = "crop"
             yield line
 
 
-def timeline(record: SagaRecord, *, now: datetime | None = None) -> Timeline:
+def timeline(record: SagaRecord, *, now: datetime | None = None, titled: bool = True) -> Timeline:
     """A horizontal bar chart of a saga: steps, compensations, retries and waits, over the saga's own time.
 
     Args:
         record: the saga, from ``handle.history()``.
         now: the time up to which unfinished bars reach; by default this machine's.
+        titled: begin with a line that names the saga and its state.
     """
-    return Timeline(record, now)
+    return Timeline(record, now, titled)
 
 
 class _Drawing:
@@ -76,7 +81,6 @@ class _Drawing:
         return max((time - self.start).total_seconds(), 0.0)
 
     def lines(self) -> Iterator[Text]:
-        yield headline(self.record, self.signs, self.now)
         if not self.lanes:
             yield Text("no step has been decided yet", style="dim")
             return

@@ -77,7 +77,7 @@ def _live(invocation: Invocation, records: Iterator[SagaRecord]) -> SagaRecord:
     record = next(records)
 
     def picture() -> Group:
-        return Group(draw.tree(record), Text(), draw.timeline(record))
+        return Group(draw.tree(record), Text(), draw.timeline(record, titled=False))
 
     # While it runs, a picture taller than the screen is cut; the last one is printed whole.
     with Live(console=invocation.console, get_renderable=picture, refresh_per_second=8, transient=True):
@@ -111,6 +111,7 @@ class _Seen:
             "state": record.state.value,
             "failed_step": record.failed_step,
             "error": str(record.error) if record.error else None,
+            "trouble": str(record.trouble) if record.trouble else None,
         }
 
     def _step_json(self, record: SagaRecord, step: StepRecord) -> dict[str, Any]:
@@ -132,6 +133,8 @@ class _Seen:
         if record.error is not None:
             where = f" at {printable(record.failed_step)}" if record.failed_step else ""
             line.append(f"{where}: {first_line(str(record.error))}")
+        if record.trouble is not None:
+            line.append(f": {first_line(str(record.trouble))}")
         return line
 
     def _step_line(self, record: SagaRecord, step: StepRecord) -> Text:

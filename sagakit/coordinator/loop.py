@@ -17,6 +17,7 @@ import threading
 from asyncio import events
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, TypeVarTuple, Unpack, cast
 from weakref import ref
 
@@ -234,12 +235,7 @@ class LedgerLoop(asyncio.AbstractEventLoop):
                 # asyncio keeps every task in one set for the process, where those of all loops have the same hashes:
                 # left to the garbage collector, they would make it slow.
                 asyncio.tasks._unregister_task(task)
-                try:
-                    cast("Coroutine[Any, Any, Any]", task.get_coro()).close()
-                except (
-                    BaseException
-                ):  # a body may raise anything while it is torn down, and nobody is to hear it
-                    continue
+                _throw_away(task.get_coro())
         finally:
             self.tasks.clear()
             events._set_running_loop(previous)
@@ -366,6 +362,25 @@ def _watch_collector(phase: str, info: dict[str, int]) -> None:
 
 
 gc.callbacks.append(_watch_collector)
+
+_MAX_AWAITS = 1000
+"""How often a coroutine that is thrown away may wait for something in its ``finally`` blocks."""
+
+
+class ThrownAway(BaseException):
+    """What a body that is thrown away sees at its ``await``.
+
+    Not ``GeneratorExit``, as ``coroutine.close()`` has it: Python complains of one that still awaits something then.
+    """
+
+
+def _throw_away(coro: Any) -> None:
+    for _ in range(_MAX_AWAITS):
+        if getattr(coro, "cr_frame", None) is None:
+            return
+        with suppress(BaseException):  # it may raise anything while it is torn down, and nobody is to hear it
+            coro.throw(ThrownAway())
+
 
 _AS_COMPLETED = ("as_completed", "_AsCompletedIterator")
 

@@ -118,8 +118,12 @@ class Registry:
 
 
 def _redeclared(old: Any, new: Any) -> bool:
-    """Whether the same source was executed twice (a module reloaded, or imported under two names)."""
-    return bool(old.where == new.where and old.__wrapped__.__qualname__ == new.__wrapped__.__qualname__)
+    """Whether the same source was executed twice (a module reloaded, or imported under two names).
+
+    Two functions made by one function, in a loop over regions, say, are two.
+    """
+    name = new.__wrapped__.__qualname__
+    return bool(old.where == new.where and old.__wrapped__.__qualname__ == name and "<locals>" not in name)
 
 
 Declaration = Step[..., Any] | Compensation[..., Any] | Probe[..., Any] | SagaDefinition[Any, Any]

@@ -4,7 +4,7 @@ import copy
 import inspect
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from types import FrameType
 from typing import Any, Generic, ParamSpec, Self, TypeVar, cast
@@ -372,7 +372,10 @@ class ErrorCodec:
         Raises:
             InvalidInput, NotEncodable: a field does not fit its declared type.
         """
-        return self._arguments.dumps((), error.fields()) if self._arguments else "{}"
+        if self._arguments is None:
+            return "{}"
+        own = {field.name for field in fields(self.cls)}  # type: ignore[arg-type]  # a subclass may have more
+        return self._arguments.dumps((), {name: value for name, value in error.fields().items() if name in own})
 
     def loads(self, text: str) -> StepError:
         """The error rebuilt from its stored fields.

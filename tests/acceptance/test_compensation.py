@@ -219,7 +219,7 @@ class TestUnknown:
 
         plan = handle.compensate(reason="again", dry_run=True)
         assert plan.undo == ()
-        assert "nobody knows whether it took effect" in plan.left[0].reason
+        assert "give it a probe" in plan.left[0].reason
 
         deployed = {"UNDO_ADMITS_NONE": "1"}
         stage.cluster.stop_all()

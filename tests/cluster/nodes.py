@@ -91,6 +91,14 @@ class WorkerNode(CeleryTestWorker):
         """Warm shutdown: SIGTERM, wait until the worker has ended, return its exit status."""
         return self.container.stop(timeout)
 
+    def wait_exit(self, timeout: float = 30.0) -> int:
+        """Wait until the main process has ended, by itself or by a probe, and return its exit status."""
+        __tracebackhide__ = True
+        wait_until(lambda: not self.running, timeout, f"{self.name()} to end")
+        status = self.exit_status
+        assert status is not None
+        return status
+
     def pause(self) -> None:
         """Freeze the main process and the children."""
         self.container.pause()

@@ -65,6 +65,10 @@ class RedisServer:
         """URL of a database."""
         return urlunsplit(urlsplit(self.url)._replace(path=f"/{number}"))
 
+    def has(self, url: str) -> bool:
+        """Whether the URL is that of a database of this server."""
+        return urlsplit(url).netloc == urlsplit(self.url).netloc
+
     def close(self) -> None:
         """Give back what is still borrowed and disconnect."""
         self._closing.set()

@@ -12,7 +12,7 @@ from typing import NoReturn, TypeAlias, TypeVar
 
 import pytest
 
-from sagakit.local import LocalServersNotInstalled, PostgresServer, local_postgres, local_valkey
+from sagakit.local import LocalServersNotInstalled, PostgresServer, ValkeyServer, local_postgres, local_valkey
 from tests.cluster.postgres import NamedPostgres
 from tests.cluster.rabbitmq import RabbitMQ
 from tests.cluster.redis import RedisServer
@@ -39,6 +39,16 @@ def postgres() -> Iterator[Postgres]:
             yield own
 
 
+def own_postgres() -> AbstractContextManager[PostgresServer]:
+    """A Postgres that a test may kill; its commits reach the disk."""
+    return _out_of_wheel(local_postgres)
+
+
+def own_valkey() -> AbstractContextManager[ValkeyServer]:
+    """A Valkey that a test may kill."""
+    return _out_of_wheel(local_valkey)
+
+
 @contextlib.contextmanager
 def redis() -> Iterator[RedisServer]:
     """A Redis whose databases tests can borrow."""
@@ -48,7 +58,7 @@ def redis() -> Iterator[RedisServer]:
             yield server
     else:
         with (
-            _out_of_wheel(local_valkey) as valkey,
+            own_valkey() as valkey,
             contextlib.closing(RedisServer(valkey.url, valkey)) as server,
         ):
             yield server

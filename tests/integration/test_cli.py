@@ -236,11 +236,19 @@ def test_undoing_a_completed_saga_needs_to_be_said(open_shop: Shop) -> None:
     assert (record["state"], record["compensated"]) == ("compensated", ["charge", "reserve"])
 
 
+def test_celery_without_an_application(tmp_path: Path) -> None:
+    """Celery makes one up, which has no sagas: the line says how to name the right one."""
+    shop = make_shop(tmp_path, ("-m", "celery", "saga"))
+    done = shop.run("list")
+    assert done.returncode == 5
+    assert "has no SagaKit" in done.stderr
+    assert done.stderr.endswith("; name the app, as in 'python -m celery -A workers.app saga list'\n")
+
+
 def test_a_reader_that_has_seen_enough(open_shop: Shop) -> None:
     """``saga list | head -1`` ends without a word on stderr."""
     shop = open_shop
-    for number in range(3):
-        shop.ok("start", "checkout", "--input", json.dumps({"id": number}))
+    shop.ok("start", "checkout", "--input", '{"id": 1}')
     listing = subprocess.Popen(
         [PYTHON, *shop.door, "list"],
         cwd=shop.folder,

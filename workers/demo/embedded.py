@@ -62,7 +62,7 @@ def _run(orders: Sequence[Order], folder: DemoFolder, console: Console) -> bool:
         def look() -> Standing:
             if not thread.is_alive():
                 raise click.ClickException(f"the worker stopped; its log is {folder.log}")
-            return sagas.standing(kit)
+            return sagas.standing(kit, shop)
 
         sagas.send(orders)
         ended = follow(progress, look, lambda now: now.ended >= len(orders), patience=PATIENCE, interval=0.1)

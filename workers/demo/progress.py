@@ -21,10 +21,12 @@ class Standing:
     Attributes:
         ended: orders that will not change any more.
         counts: orders by state.
+        effects: effects in the shop; they grow long before the first of many orders ends.
     """
 
     ended: int
     counts: Mapping[str, int]
+    effects: int = 0
 
     def __str__(self) -> str:
         return "  ".join(f"{count} {state}" for state, count in self.counts.items() if count)

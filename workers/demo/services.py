@@ -139,7 +139,7 @@ class Run(ABC):
             follow(
                 progress,
                 look,
-                lambda now: self.shop.effects() >= half or self.over(now),
+                lambda now: now.effects >= half or self.over(now),
                 patience=PATIENCE,
                 interval=0.02,
             )
@@ -193,7 +193,11 @@ class ChainRun(Run):
         confirmed = self.shop.effects("confirm")
         with self.shop.transaction() as connection:
             given_up = connection.execute(select(func.count()).select_from(complaint)).scalar_one()
-        return Standing(ended=confirmed + given_up, counts={"confirmed": confirmed, "given up": given_up})
+        return Standing(
+            ended=confirmed + given_up,
+            counts={"confirmed": confirmed, "given up": given_up},
+            effects=self.shop.effects(),
+        )
 
     def over(self, standing: Standing) -> bool:
         """All have ended, or the broker has nothing left that could bring the others to an end."""
@@ -225,7 +229,7 @@ class SagaRun(Run):
         from workers.app import kit
         from workers.demo import sagas
 
-        return sagas.standing(kit)
+        return sagas.standing(kit, self.shop)
 
     def report(self) -> Report:
         """The shop's tables, held against the ledger."""

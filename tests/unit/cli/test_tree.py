@@ -68,6 +68,15 @@ def test_every_state_of_a_row_can_be_drawn(drawn: Drawn, state: StepState, kind:
     assert state.value in line
 
 
+def test_a_stuck_saga_says_why(drawn: Drawn) -> None:
+    """What the code did and what the ledger expected, ahead of everything else."""
+    trouble = ErrorInfo(
+        type="sagakit.errors.NonDeterminismError", message="expected step charge, found step ship"
+    )
+    lines = drawn(tree(saga(SagaState.STUCK, trouble=trouble))).splitlines()
+    assert lines[2] == "stuck: NonDeterminismError: expected step charge, found step ship"
+
+
 def test_the_account_tells_undone_from_not_undone_from_unknown(drawn: Drawn) -> None:
     """Nobody should have to add it up from the rows."""
     record = saga(

@@ -76,6 +76,7 @@ def test_json_lines(run: Run, kit: FakeKit) -> None:
         "state": "compensated",
         "failed_step": "ship",
         "error": "Declined: no funds",
+        "trouble": None,
     }
 
 

@@ -156,7 +156,12 @@ class Ledger:
             self._set(row, state=StepState.RUNNING, attempt=row.attempt + 1)
 
     def end(
-        self, name: str | int, result: Any = None, *, error: BaseException | None = None, unknown: bool = False
+        self,
+        name: str | int,
+        result: Any = None,
+        *,
+        error: BaseException | None = None,
+        unknown: bool = False,
     ) -> None:
         """A worker records what became of a row."""
         row = self[name]
@@ -191,7 +196,9 @@ class Ledger:
         for _ in range(1000):
             if self.saga.state in TERMINAL_SAGA_STATES:
                 return self
-            row = next((row for row in self.rows if row.state in OPEN_STEP_STATES and row.kind in TASK_KINDS), None)
+            row = next(
+                (row for row in self.rows if row.state in OPEN_STEP_STATES and row.kind in TASK_KINDS), None
+            )
             if row is not None:
                 self.end(row.position, (results or {}).get(row.name))
                 self.advance(seconds)
@@ -230,7 +237,9 @@ class Ledger:
     def commands(self) -> list[tuple[int, str | None, str, str, str | None]]:
         """What the body has asked for: position, path, kind, name, arguments."""
         return [
-            (new.position, new.path, str(new.kind), new.name, new.args) for new in self.new if new.path is not None
+            (new.position, new.path, str(new.kind), new.name, new.args)
+            for new in self.new
+            if new.path is not None
         ]
 
     @property
@@ -330,4 +339,6 @@ def check_ledger(saga: SagaRow, rows: Iterable[StepRow]) -> None:
         assert not running, "nothing runs in a saga that has ended"
     elif not running:
         timers = [row for row in rows if row.kind is Kind.TIMER and row.state in OPEN_STEP_STATES]
-        assert timers or saga.state is SagaState.PENDING, "something is under way, or the saga would never move"
+        assert timers or saga.state is SagaState.PENDING, (
+            "something is under way, or the saga would never move"
+        )

@@ -1,9 +1,9 @@
 """What is declared wrongly is an error at definition time that names file, line and the way out."""
 
-import dataclasses
 import inspect
 import threading
 from dataclasses import dataclass
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Protocol
 
@@ -85,13 +85,16 @@ def test_saga_takes_one_input(kit: StandInKit) -> None:
         async def checkout(saga: Saga, order: Order, customer: str) -> None: ...
 
     assert str(caught.value) == (
-        f"{where}: saga checkout takes 2 inputs (order, customer); a saga takes one: put them into one model or dataclass"
+        f"{where}: saga checkout takes 2 inputs (order, customer); a saga takes one: put them into one model or "
+        "dataclass"
     )
 
 
 def test_body_needs_the_saga(kit: StandInKit) -> None:
     """A body without any parameter has no place for the saga."""
-    with pytest.raises(DefinitionError, match=r"test_declaring.py:\d+: checkout needs a first parameter for what"):
+    with pytest.raises(
+        DefinitionError, match=r"test_declaring.py:\d+: checkout needs a first parameter for what"
+    ):
 
         @kit.saga
         async def checkout() -> None: ...
@@ -100,7 +103,9 @@ def test_body_needs_the_saga(kit: StandInKit) -> None:
 @pytest.mark.parametrize("version", [0, -1, 1.0, "1", True])
 def test_version_is_a_whole_number(kit: StandInKit, version: Any) -> None:
     """Versions count from 1."""
-    with pytest.raises(DefinitionError, match=r"test_declaring.py:\d+: version must be a whole number from 1, not "):
+    with pytest.raises(
+        DefinitionError, match=r"test_declaring.py:\d+: version must be a whole number from 1, not "
+    ):
 
         @kit.saga(version=version)
         async def checkout(saga: Saga) -> None: ...
@@ -108,7 +113,9 @@ def test_version_is_a_whole_number(kit: StandInKit, version: Any) -> None:
 
 def test_input_type_pydantic_cannot_handle(kit: StandInKit) -> None:
     """An input that could not be stored is refused at once."""
-    with pytest.raises(DefinitionError, match=r"test_declaring.py:\d+: .* has a type that cannot be stored: .*Weird"):
+    with pytest.raises(
+        DefinitionError, match=r"test_declaring.py:\d+: .* has a type that cannot be stored: .*Weird"
+    ):
 
         @kit.saga
         async def checkout(saga: Saga, order: Weird) -> None: ...
@@ -159,7 +166,9 @@ def test_unknown_option_names_the_nearest(kit: StandInKit) -> None:
 
 def test_unknown_option_lists_all_when_none_is_near(kit: StandInKit) -> None:
     """Where no real name is near, all are listed."""
-    with pytest.raises(UnknownOption, match=r"a step has no option 'xyz'; known: acks_late, autoretry_for, base, bind,"):
+    with pytest.raises(
+        UnknownOption, match=r"a step has no option 'xyz'; known: acks_late, autoretry_for, base"
+    ):
 
         @kit.step(xyz=1)
         def charge(order: Order) -> Payment: ...
@@ -176,7 +185,9 @@ def test_compensation_lacks_what_makes_no_sense(charge: Step[..., Payment], opti
 
 def test_options_of_one_call(charge: Step[..., Payment]) -> None:
     """What ``set`` may change is a shorter list."""
-    with pytest.raises(UnknownOption, match=r"charge.set\(\): step.set\(\) has no option 'max_retries'; known: expires"):
+    with pytest.raises(
+        UnknownOption, match=r"charge.set\(\): step.set\(\) has no option 'max_retries'; known: e"
+    ):
         charge.set(max_retries=3)
 
 
@@ -184,9 +195,7 @@ def test_set_changes_one_call_only(charge: Step[..., Payment]) -> None:
     """``set`` returns a step with options of its own and leaves the declared one alone."""
     changed = charge.set(queue="eu", name="second", priority=3, expires="1h").set(time_limit=5)
     assert (changed.queue, changed.row_name, changed.priority) == ("eu", "second", 3)
-    assert (changed.expires, changed.time_limit) == (dataclasses.replace(charge.options, expires=None).expires, None) or (
-        changed.expires.total_seconds() == 3600 and changed.time_limit.total_seconds() == 5
-    )
+    assert (changed.expires, changed.time_limit) == (timedelta(hours=1), timedelta(seconds=5))
     assert (charge.queue, charge.row_name, charge.priority, charge.expires) == (None, "charge", None, None)
     assert changed.name == charge.name
 
@@ -202,7 +211,10 @@ def test_set_changes_one_call_only(charge: Step[..., Payment]) -> None:
         ({"max_retries": True}, "max_retries must be a whole number from 0, or None for no limit, not True"),
         ({"retry_backoff": "yes"}, "retry_backoff must be True, False or a factor in seconds, not 'yes'"),
         ({"retry_backoff": -2}, "retry_backoff must be True, False or a factor in seconds, not -2"),
-        ({"retry_backoff": float("nan")}, "retry_backoff must be True, False or a factor in seconds, not nan"),
+        (
+            {"retry_backoff": float("nan")},
+            "retry_backoff must be True, False or a factor in seconds, not nan",
+        ),
         ({"retry_jitter": 1}, "retry_jitter must be True or False, not 1"),
         ({"bind": "yes"}, "bind must be True or False, not 'yes'"),
         ({"acks_late": None}, "acks_late must be True or False, not None"),
@@ -211,8 +223,14 @@ def test_set_changes_one_call_only(charge: Step[..., Payment]) -> None:
         ({"base": "Task"}, "base must be a Celery task class, not 'Task'"),
         ({"throws": "PaymentDeclined"}, "throws must hold exception classes, not 'PaymentDeclined'"),
         ({"autoretry_for": (int,)}, "autoretry_for must hold exception classes, not <class 'int'>"),
-        ({"unknown_for": [TimeoutError("x")]}, "unknown_for must hold exception classes, not TimeoutError('x')"),
-        ({"expires": "soon"}, "expires: 'soon' is not a duration: a duration is a timedelta, a number of seconds, or"),
+        (
+            {"unknown_for": [TimeoutError("x")]},
+            "unknown_for must hold exception classes, not TimeoutError('x')",
+        ),
+        (
+            {"expires": "soon"},
+            "expires: 'soon' is not a duration: a duration is a timedelta, a number of seconds, or",
+        ),
         ({"expires": float("inf")}, "expires: inf is longer than any calendar: a duration is"),
         ({"time_limit": -1}, "time_limit: -1 is negative: a duration is a timedelta"),
         ({"default_retry_delay": True}, "default_retry_delay: True is not a duration: a duration is"),
@@ -239,26 +257,44 @@ def test_two_steps_with_one_name(kit: StandInKit, charge: Step[..., Payment]) ->
         def other(order: Order) -> Payment: ...
 
     assert str(caught.value) == (
-        f"{where}: the name 'shop.charge' is taken by charge, declared at {charge.where}; give one of them another name=..."
+        f"{where}: the name 'shop.charge' is taken by charge, declared at {charge.where}; give one of them another "
+        "name=..."
     )
 
 
 def test_the_same_source_twice_is_one_step(kit: StandInKit) -> None:
     """A module that is imported twice, or reloaded, declares its steps again; that is no clash."""
 
+    source = "def charge(order): ..."
+
     def module() -> Step[..., Any]:
+        namespace: dict[str, Any] = {"__name__": "shop"}
+        exec(compile(source, "shop.py", "exec"), namespace)
+        return kit.step(namespace["charge"])
+
+    module()
+    second = module()
+    assert kit.registry.task("shop.charge") is second
+
+
+def test_two_steps_made_by_one_function(kit: StandInKit) -> None:
+    """Steps made in a loop come from the same line, yet are two: they need names of their own."""
+
+    def make(region: str) -> Step[..., Any]:
         @kit.step
-        def charge(order: Order) -> Payment: ...
+        def charge() -> str:
+            return region
 
         return charge
 
-    module()
-    assert kit.registry.task("shop.charge") is module()
+    make("eu")
+    with pytest.raises(DefinitionError, match=r"the name 'shop.charge' is taken by charge"):
+        make("us")
 
 
 def test_saga_and_step_with_one_name(kit: StandInKit, charge: Step[..., Payment]) -> None:
     """A saga is a Celery task too, so it shares the names of steps."""
-    with pytest.raises(DefinitionError, match="the name 'shop.charge' is taken by a step, declared at "):
+    with pytest.raises(DefinitionError, match=r"the name 'shop.charge' is taken by a step, declared at "):
 
         @kit.saga(name="shop.charge")
         async def checkout(saga: Saga) -> None: ...
@@ -266,7 +302,7 @@ def test_saga_and_step_with_one_name(kit: StandInKit, charge: Step[..., Payment]
     @kit.saga
     async def refill(saga: Saga) -> None: ...
 
-    with pytest.raises(DefinitionError, match="the name 'shop.refill' is taken by a saga, declared at "):
+    with pytest.raises(DefinitionError, match=r"the name 'shop.refill' is taken by a saga, declared at "):
 
         @kit.step(name="shop.refill")
         def pour() -> None: ...
@@ -303,7 +339,9 @@ def test_argument_type_pydantic_cannot_handle(kit: StandInKit) -> None:
         @kit.step
         def charge(order: Order, gate: Weird) -> Payment: ...
 
-    assert str(caught.value).startswith(f"{where}: parameter 'gate' of charge has a type that cannot be stored: ")
+    assert str(caught.value).startswith(
+        f"{where}: parameter 'gate' of charge has a type that cannot be stored: "
+    )
     assert "Weird" in str(caught.value)
 
 
@@ -314,7 +352,9 @@ def test_step_result_type_pydantic_cannot_handle(kit: StandInKit, kind: Any) -> 
     def charge(order: Order) -> Any: ...
 
     charge.__annotations__["return"] = kind
-    with pytest.raises(DefinitionError, match=r"test_declaring.py:\d+: the result of charge has a type that cannot be"):
+    with pytest.raises(
+        DefinitionError, match=r"test_declaring.py:\d+: the result of charge has a type that cannot be"
+    ):
         kit.step(charge)
 
 
@@ -336,14 +376,17 @@ def test_error_field_pydantic_cannot_handle(kit: StandInKit) -> None:
 @pytest.mark.parametrize("name", ["step", "fields", "args", "ledger_info"])
 def test_error_field_of_a_taken_name(name: str) -> None:
     """A field that would hide what every ``StepError`` has is refused."""
-    with pytest.raises(DefinitionError, match=rf"Refused: a StepError's field cannot be called '{name}', which every"):
+    with pytest.raises(
+        DefinitionError, match=rf"Refused: a StepError's field cannot be called '{name}', which every"
+    ):
         type("Refused", (StepError,), {"__annotations__": {name: str}, "__module__": "shop"})
 
 
 def test_annotation_that_cannot_be_resolved(kit: StandInKit) -> None:
     """An annotation that names nothing is told at once, not when the first message arrives."""
     with pytest.raises(
-        DefinitionError, match=r"test_declaring.py:\d+: an annotation of charge cannot be resolved: name 'Ordr' is not"
+        DefinitionError,
+        match=r"test_declaring.py:\d+: an annotation of charge cannot be resolved: name 'Ordr' is not",
     ):
 
         @kit.step
@@ -404,7 +447,9 @@ def test_compensation_whose_first_parameter_is_of_another_type(charge: Step[...,
 
 def test_compensation_without_the_result(charge: Step[..., Payment]) -> None:
     """Naming an argument first, without the result, is the most common mistake: its type gives it away."""
-    with pytest.raises(DefinitionError, match="the first parameter of refund receives what charge returns, Payment, but"):
+    with pytest.raises(
+        DefinitionError, match="the first parameter of refund receives what charge returns, Payment"
+    ):
 
         @charge.compensation
         def refund(order: Order) -> None: ...
@@ -428,7 +473,9 @@ def test_compensation_of_an_untyped_step_without_the_result(kit: StandInKit) -> 
     @kit.step
     def charge(order): ...  # type: ignore[no-untyped-def]
 
-    with pytest.raises(DefinitionError, match=r"charge declares no result, and .*: declare refund\(result, order, \.\.\.\)"):
+    with pytest.raises(
+        DefinitionError, match=r"charge declares no result, and .*: declare refund\(result, order"
+    ):
 
         @charge.compensation
         def refund(order) -> None: ...  # type: ignore[no-untyped-def]
@@ -440,12 +487,16 @@ def test_compensation_of_a_step_that_returns_nothing(kit: StandInKit) -> None:
     @kit.step
     def charge(order: Order) -> None: ...
 
-    with pytest.raises(DefinitionError, match=r"charge returns nothing, and .*: declare refund\(_: None, order, \.\.\.\)"):
+    with pytest.raises(
+        DefinitionError, match=r"charge returns nothing, and .*: declare refund\(_: None, order"
+    ):
 
         @charge.compensation
         def refund(order: Order) -> None: ...
 
-    with pytest.raises(DefinitionError, match=r"receives what charge returns, NoneType, but 'payment' is declared as"):
+    with pytest.raises(
+        DefinitionError, match=r"receives what charge returns, NoneType, but 'payment' is declared as"
+    ):
 
         @charge.compensation
         def revert(payment: Payment) -> None: ...
@@ -475,7 +526,7 @@ def test_second_compensation(charge: Step[..., Payment]) -> None:
     @charge.compensation
     def refund(payment: Payment) -> None: ...
 
-    with pytest.raises(DefinitionError, match=r"charge has a compensation already, declared at .*test_declaring.py:\d+"):
+    with pytest.raises(DefinitionError, match=r"charge has a compensation already, declared at .*ing.py:\d+"):
 
         @charge.compensation
         def other(payment: Payment) -> None: ...
@@ -485,7 +536,7 @@ def test_second_compensation(charge: Step[..., Payment]) -> None:
 
 def test_compensation_with_a_taken_name(charge: Step[..., Payment]) -> None:
     """Compensations are Celery tasks too; a refused one leaves the step as it was."""
-    with pytest.raises(DefinitionError, match="the name 'shop.charge' is taken by charge"):
+    with pytest.raises(DefinitionError, match=r"the name 'shop.charge' is taken by charge"):
 
         @charge.compensation(name="shop.charge")
         def refund(payment: Payment) -> None: ...
@@ -541,7 +592,10 @@ def test_untyped_compensation_gets_the_step_s_types(charge: Step[..., Payment]) 
 
     stored = charge.signature.arguments.dumps((Order("1", Decimal("2.50")),), {})
     chosen = refund.signature.arguments.choose(stored, result=charge.result_codec.dumps(Payment("p")))
-    assert refund.signature.arguments.loads(chosen) == ((Payment("p"), Order("1", Decimal("2.50")), "EUR"), {})
+    assert refund.signature.arguments.loads(chosen) == (
+        (Payment("p"), Order("1", Decimal("2.50")), "EUR"),
+        {},
+    )
     assert not refund.accepts_none
 
 
@@ -573,12 +627,14 @@ def test_probe_takes_the_step_s_arguments(charge: Step[..., Payment]) -> None:
         @charge.probe
         def ask(payment: Payment) -> Happened[Payment]: ...
 
-    with pytest.raises(DefinitionError, match=r"ask declares 'order' as str, but charge declares it as Order"):
+    with pytest.raises(
+        DefinitionError, match=r"ask declares 'order' as str, but charge declares it as Order"
+    ):
 
         @charge.probe
         def ask(order: str) -> Happened[Payment]: ...
 
-    with pytest.raises(UnknownOption, match=r"a probe has no option 'trows'; did you mean"):
+    with pytest.raises(UnknownOption, match=r"a probe has no option 'trows'; known: autoretry_for, base"):
 
         @charge.probe(trows=())
         def ask(order: Order) -> Happened[Payment]: ...
@@ -606,21 +662,18 @@ def test_bound_step_needs_a_context(kit: StandInKit) -> None:
     @kit.step(bind=True)
     def charge(self: Any, order: Order) -> Payment: ...
 
-    with pytest.raises(UseAStep, match=r"charge is declared with bind=True .*`with sagakit.testing.step_context\(\):`"):
+    with pytest.raises(
+        UseAStep, match=r"charge is declared with bind=True .*`with sagakit.testing.step_context\(\):`"
+    ):
         charge(Order("1", Decimal(2)))
 
 
-def test_without_an_app(charge: Step[..., Payment], kit: StandInKit) -> None:
-    """A step or saga of no Celery app cannot be sent; the error says what is missing."""
-    with pytest.raises(ConfigurationError, match=r"shop.charge belongs to no Celery app yet: create SagaKit\(app\)"):
+def test_without_an_app(charge: Step[..., Payment]) -> None:
+    """A step of no Celery app cannot be sent; the error says what is missing."""
+    with pytest.raises(
+        ConfigurationError, match=r"shop.charge belongs to no Celery app yet: create SagaKit\(app\)"
+    ):
         charge.delay(Order("1", Decimal(2)))
-
-    @kit.saga
-    async def checkout(saga: Saga) -> None: ...
-
-    checkout.find_starter = None
-    with pytest.raises(ConfigurationError, match=r"shop.checkout belongs to no Celery app yet: create SagaKit\(app\)"):
-        checkout.start()
 
 
 # The registry
@@ -655,7 +708,9 @@ def test_saga_by_a_short_name() -> None:
     declare("eu.checkout")
     assert registry.latest("checkout").name == "eu.checkout"
     declare("us.checkout")
-    with pytest.raises(SagaNotFound, match=r"'checkout' may be any of eu.checkout, us.checkout: give the full name"):
+    with pytest.raises(
+        SagaNotFound, match=r"'checkout' may be any of eu.checkout, us.checkout: give the full name"
+    ):
         registry.latest("checkout")
     with pytest.raises(SagaNotFound, match=r"no saga is named 'eu.checkot'; did you mean 'eu.checkout'\?"):
         registry.latest("eu.checkot")

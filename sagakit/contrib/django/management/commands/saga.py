@@ -57,6 +57,7 @@ class Command(BaseCommand):
             app_name=app_name,
             door="python manage.py saga",
             color=False if options.get("no_color") else None,
+            way_out="if that is not the project's app, name it in settings.SAGAKIT_APP",
         )
         self.stdout.ending = ""  # what comes through is whole text, not lines that still need their end
         with redirect_stdout(self.stdout):
