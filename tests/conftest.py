@@ -5,27 +5,23 @@ Nothing here starts before a test asks for it. Names that other folders rely on:
 want another broker or ledger; ``effects``, ``cluster``, ``published``, ``kit``, ``load_app``.
 """
 
-import importlib
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 from celery import Celery
-from celery import _state as state
 from pytest_celery import CeleryBrokerCluster, CeleryWorkerCluster
 
 from sagakit import SagaKit
-from sagakit.definition.registry import shared
 from sagakit.store import Store, schema
 from tests.cluster import process, services
 from tests.cluster.cluster import Cluster
 from tests.cluster.effects import VARIABLE as EFFECTS_URL
 from tests.cluster.effects import Effects
+from tests.cluster.loading import AppLoader, GlobalState
 from tests.cluster.messages import PublishedMessages
 from tests.cluster.nodes import BrokerNode, ServerContainer
 from tests.cluster.postgres import fresh_name
@@ -201,73 +197,23 @@ def published(broker_url: str) -> Iterator[PublishedMessages]:
         yield found
 
 
-class LoadApp(Protocol):
-    """What the fixture ``load_app`` is."""
-
-    def __call__(self, path: str, package: str | None = None) -> ModuleType:
-        """Import the module of ``"package.module:app"``, as ``cluster.start()`` does, and return it.
-
-        Args:
-            package: import this one anew as well, with all that is in it: ``load_app("workers.app:app", "workers")``.
-        """
-
-
 @pytest.fixture
-def load_app(worker_env: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[LoadApp]:
-    """Imports an application anew into this process, with the broker and the ledger that the workers have."""
-    before = _Globals()
-    loaded: list[ModuleType] = []
-
-    def load(path: str, package: str | None = None) -> ModuleType:
-        module = path.partition(":")[0]
-        for variable, value in worker_env.items():
-            monkeypatch.setenv(variable, value)
-        for name in list(sys.modules):
-            if name == module or (package is not None and f"{name}.".startswith(f"{package}.")):
-                monkeypatch.delitem(sys.modules, name)
-        loaded.append(importlib.import_module(module))
-        return loaded[-1]
-
-    yield load
-    for module in loaded:
-        for value in list(vars(module).values()):
-            if isinstance(value, SagaKit):
-                value.store.dispose()
-            elif isinstance(value, Celery):
-                value.close()
-        sys.modules.pop(module.__name__, None)
-    before.restore()
+def load_app(worker_env: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[AppLoader]:
+    """Imports an application into this process, with the broker and the ledger that the workers have."""
+    with closing(AppLoader(worker_env, monkeypatch)) as loader:
+        yield loader
 
 
 @pytest.fixture
 def kit(broker_url: str, database_url: str) -> Iterator[SagaKit]:
     """A kit in this process, on a Celery application of its own, with this test's broker and ledger."""
-    before = _Globals()
+    before = GlobalState()
     app = Celery("tests", broker=broker_url)
     found = SagaKit(app, database_url=database_url)
     yield found
     found.store.dispose()
     app.close()
     before.restore()
-
-
-class _Globals:
-    """What Celery and sagakit keep in global variables: the current application, and definitions for those to come."""
-
-    def __init__(self) -> None:
-        self._default = state.default_app
-        self._current = state._tls.current_app
-        self._shared = [(found, found.copy()) for found in (shared._declared, shared._followers)]
-        self._shared_tasks = set(state._on_app_finalizers)
-
-    def restore(self) -> None:
-        """Put back what was there when this object was made."""
-        state.default_app = self._default
-        state._tls.current_app = self._current
-        for found, before in self._shared:
-            found[:] = before
-        state._on_app_finalizers.clear()
-        state._on_app_finalizers.update(self._shared_tasks)
 
 
 # --- pytest-celery --------------------------------------------------------------------------------------------

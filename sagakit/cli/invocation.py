@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from celery import Celery
-from celery.app.utils import find_app
 from rich.console import Console, RenderableType
 
 from sagakit.cli.failures import ExitCode, Failure, debugging
-from sagakit.cli.wording import first_line, schema_fault
+from sagakit.cli.loading import broken_import, load_app
+from sagakit.cli.wording import schema_fault
 from sagakit.errors import ConfigurationError, SagaNotFound
 from sagakit.states import SagaState
 
@@ -83,7 +83,7 @@ class Invocation:
         except Exception as exc:
             if debugging(click.get_current_context(silent=True)):
                 raise
-            raise _broken_import(self._app_name or app.main or "the application", exc) from exc
+            raise broken_import(self._app_name or app.main or "the application", exc) from exc
         from sagakit.app import SagaKit
 
         try:
@@ -215,62 +215,6 @@ def current_user(actor: str | None) -> str:
         return getpass.getuser()
     except (KeyError, OSError, ImportError):  # a container's bare uid has no name
         return f"uid {os.getuid()}" if hasattr(os, "getuid") else "unknown"
-
-
-def load_app(name: str) -> Celery:
-    """Find a Celery application by the names ``celery -A`` accepts.
-
-    Raises:
-        Failure: there is no such module, no application in it, or it cannot be imported.
-    """
-    directory = os.getcwd()
-    if directory not in sys.path:
-        sys.path.insert(0, directory)
-    try:
-        found = find_app(name)
-    except ModuleNotFoundError as exc:
-        module, _, variable = name.partition(":")
-        if (
-            variable and exc.name == name
-        ):  # Celery tries the whole as a module, once the variable is not there
-            raise Failure(
-                f"no Celery application in {name!r}: module {module!r} has no attribute {variable!r}",
-                ExitCode.USAGE,
-            ) from exc
-        if exc.name and (module == exc.name or module.startswith(f"{exc.name}.")):
-            raise Failure(
-                f"no application {name!r}: there is no module {exc.name!r} here or on the path; --app takes what "
-                "'celery -A' takes, such as 'workers.app' or 'workers.app:celery'",
-                ExitCode.USAGE,
-            ) from exc
-        raise _broken_import(name, exc) from exc
-    except AttributeError as exc:
-        raise Failure(
-            f"no Celery application in {name!r}: {first_line(str(exc))}; name it, as in 'package.module:variable'",
-            ExitCode.USAGE,
-        ) from exc
-    except Exception as exc:
-        if debugging(click.get_current_context(silent=True)):
-            raise
-        raise _broken_import(name, exc) from exc
-    return _celery(found, name)
-
-
-def _celery(found: Any, name: str) -> Celery:
-    app = found if isinstance(found, Celery) else getattr(found, "app", None)
-    if not isinstance(app, Celery):
-        raise Failure(
-            f"{name!r} is {type(found).__name__}, not a Celery application; name it, as in 'package.module:variable'",
-            ExitCode.USAGE,
-        )
-    return app
-
-
-def _broken_import(name: str, exc: Exception) -> Failure:
-    return Failure(
-        f"{name} cannot be imported: {type(exc).__name__}: {first_line(str(exc))} (--debug shows where)",
-        ExitCode.UNAVAILABLE,
-    )
 
 
 def readings(tags: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:

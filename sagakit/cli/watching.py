@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
@@ -96,11 +97,20 @@ class _Seen:
         self.steps: dict[int, tuple[StepState, int]] = {}
 
     def news(self, record: SagaRecord) -> Iterator[Any]:
-        for step in record.steps:
-            current = (step.state, step.attempt)
-            if self.steps.get(step.position) != current:
-                self.steps[step.position] = current
-                yield self._step_json(record, step) if self.as_json else self._step_line(record, step)
+        # An end comes after what led to it, a beginning before what follows from it.
+        ending = record.state not in OPEN_SAGA_STATES
+        if not ending:
+            yield from self._saga_news(record)
+        changed = [
+            step for step in record.steps if self.steps.get(step.position) != (step.state, step.attempt)
+        ]
+        for step in sorted(changed, key=_last_seen):
+            self.steps[step.position] = (step.state, step.attempt)
+            yield self._step_json(record, step) if self.as_json else self._step_line(record, step)
+        if ending:
+            yield from self._saga_news(record)
+
+    def _saga_news(self, record: SagaRecord) -> Iterator[Any]:
         if self.saga is not record.state:
             self.saga = record.state
             yield self._saga_json(record) if self.as_json else self._saga_line(record)
@@ -138,9 +148,8 @@ class _Seen:
         return line
 
     def _step_line(self, record: SagaRecord, step: StepRecord) -> Text:
-        at = step.finished_at or step.started_at or step.scheduled_at
         undo = "  undo " if step.compensates is not None else "  "
-        line = Text(f"{clock(at)}  {printable(record.id)}{undo}{printable(step.name)} ")
+        line = Text(f"{clock(_last_seen(step))}  {printable(record.id)}{undo}{printable(step.name)} ")
         line.append(step.state.value, style=STEP_STYLES[step.state])
         if step.attempt > 1:
             line.append(f", attempt {step.attempt}")
@@ -149,3 +158,7 @@ class _Seen:
         if step.error is not None:
             line.append(f": {first_line(str(step.error))}")
         return line
+
+
+def _last_seen(step: StepRecord) -> datetime:
+    return step.finished_at or step.started_at or step.scheduled_at

@@ -1,11 +1,13 @@
 """The demo, run as a newcomer runs it: its books balance, what it prints next works, and it cleans up after itself."""
 
 import importlib.util
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -187,3 +189,82 @@ def wait_for_workers(environment: dict[str, str], timeout: float = 30) -> None:
             return
         assert time.monotonic() < deadline, f"only {len(workers)} worker processes"
         time.sleep(0.1)  # between two looks at the process table
+
+
+@pytest.mark.slow
+@pytest.mark.local_servers
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("servers")
+def test_a_thousand_sagas_have_every_effect_once_with_few_messages(environment):
+    """Two prefork processes work off a backlog that lasts many times the republish interval."""
+    count = int(environment.get("SAGAKIT_TEST_SAGAS", "1000"))
+    # In a process of its own, because the shop's app reads its configuration when it is imported.
+    done = run([sys.executable, __file__, str(count)], {**environment, "PYTHONPATH": str(ROOT)}, timeout=880)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["differing"] == []
+    assert found["effects"] == dict.fromkeys(("charge", "confirm", "invoice", "reserve", "ship"), count)
+    assert found["repeated"] == 0
+    assert found["messages"] <= 5 * count + count
+    assert processes_of(environment) == []
+
+
+def a_thousand(count: int) -> dict[str, object]:
+    """Send ``count`` faultless orders to two workers of one process each, and look at what they left."""
+    import redis
+    from rich.console import Console
+
+    from sagakit.local import local_postgres, local_valkey
+    from workers import orders as order_files
+    from workers.demo.processes import WorkerProcess
+    from workers.demo.progress import Progress, follow
+
+    orders = [order.model_copy(update={"fault": None}) for order in generate(count)]
+    with (
+        local_postgres() as postgres,
+        local_valkey() as valkey,
+        tempfile.TemporaryDirectory() as folder,
+        redis.Redis.from_url(valkey.url) as broker,
+    ):
+        os.environ["CELERY_BROKER_URL"] = valkey.url
+        os.environ["SAGAKIT_DATABASE_URL"] = postgres.create_database("ledger")
+        os.environ["SHOP_DATABASE_URL"] = postgres.create_database("shop")
+        from workers.app import kit
+        from workers.demo import sagas
+        from workers.services import shop
+
+        kit.migrate()
+        shop.open(order_files.deliveries(orders))
+        workers = [
+            WorkerProcess(f"w{number}", concurrency=1, environment={}, log=Path(folder) / f"w{number}.log")
+            for number in (1, 2)
+        ]
+        sagas.send(orders)
+        try:
+            for worker in workers:
+                worker.start()
+            with Progress(Console(), "sagas", count) as progress:
+                follow(
+                    progress,
+                    lambda: sagas.standing(kit, shop),
+                    lambda now: now.ended >= count,
+                    patience=60,
+                    interval=0.5,
+                )
+        finally:
+            for worker in workers:
+                worker.stop()
+        report = books.audit(shop, orders, sagas.states(kit, orders))
+        pushed = broker.info("commandstats").get("cmdstat_lpush", {"calls": 0})
+        shop.close()
+        kit.store.dispose()
+    return {
+        "differing": [str(line) for line in report.differing],
+        "effects": dict(report.effects),
+        "repeated": report.repeated,
+        "messages": pushed["calls"],
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(a_thousand(int(sys.argv[1]))))

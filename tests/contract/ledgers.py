@@ -126,8 +126,8 @@ def until(condition: Callable[[], object], timeout: float = 10.0) -> None:
         pause.wait(0.005)
 
 
-def somebody_waits(store: Store) -> bool:
-    """Whether a connection of the store's database waits for a lock."""
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+def waiting(store: Store) -> int:
+    """How many connections of the store's database wait for a lock."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     with store.read() as tx:
-        return bool(tx.connection.execute(sa.text(waiting)).scalar())
+        return tx.connection.execute(sa.text(query)).scalar_one()

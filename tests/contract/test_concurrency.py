@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sagakit.coordinator.ledger import Resolution
 from sagakit.states import SagaState, StepState
 from sagakit.store import Store, Transaction
-from tests.contract.ledgers import STEP, Ledger, new_saga, somebody_waits, until
+from tests.contract.ledgers import STEP, Ledger, new_saga, until, waiting
 
 pytestmark = pytest.mark.postgres
 
@@ -67,12 +67,12 @@ def test_lock_time_is_after_the_wait(
     with postgres.begin() as tx:
         held = tx.sagas.lock("a", wait=True)
         assert held is not None
-        waiting = in_another(pool, postgres, lambda tx: tx.sagas.lock("a", wait=True))
-        until(lambda: somebody_waits(postgres))
+        other = in_another(pool, postgres, lambda tx: tx.sagas.lock("a", wait=True))
+        until(lambda: waiting(postgres))
         if changed:
             assert tx.sagas.wake("a", held.now)
         last = tx.now()
-    locked = waiting.result(5)
+    locked = other.result(5)
     assert locked is not None
     assert locked.now >= last
 
@@ -91,11 +91,11 @@ def test_lock_shows_what_the_previous_holder_wrote(
     with postgres.begin() as tx:
         held = tx.sagas.lock("a", wait=True)
         assert held is not None
-        waiting = in_another(pool, postgres, lock_and_load)
-        until(lambda: somebody_waits(postgres))
+        other = in_another(pool, postgres, lock_and_load)
+        until(lambda: waiting(postgres))
         assert tx.sagas.advance(held.row, decision, now=held.now)
         assert tx.steps.finish("a", 0, "t0", state=StepState.SUCCEEDED, result="1", error=None)
-    assert waiting.result(5) == (5, StepState.SUCCEEDED)
+    assert other.result(5) == (5, StepState.SUCCEEDED)
 
 
 def test_lock_lets_rows_in(postgres: Store, ledger: Ledger, pool: ThreadPoolExecutor) -> None:
@@ -145,15 +145,13 @@ def test_claim_waits_for_another(
     with postgres.engine.connect() as connection:
         tx = postgres.join(connection)
         assert tx.steps.claim("a", 0, "t0", new_token="x", owner="x")
-        waiting = in_another(
-            pool, postgres, lambda tx: tx.steps.claim("a", 0, "t0", new_token="y", owner="y")
-        )
-        until(lambda: somebody_waits(postgres))
+        other = in_another(pool, postgres, lambda tx: tx.steps.claim("a", 0, "t0", new_token="y", owner="y"))
+        until(lambda: waiting(postgres))
         if commit:
             connection.commit()
         else:
             connection.rollback()
-    assert (waiting.result(5) is None) is commit
+    assert (other.result(5) is None) is commit
 
 
 def test_claim_against_withdrawal(postgres: Store, ledger: Ledger, pool: ThreadPoolExecutor) -> None:
@@ -164,14 +162,14 @@ def test_claim_against_withdrawal(postgres: Store, ledger: Ledger, pool: ThreadP
         now = tx.now()
         assert tx.steps.withdraw("a", [0], ledger_at=now, first_seq=1)
         late = in_another(pool, postgres, lambda tx: tx.steps.claim("a", 0, "t0", new_token="y", owner="y"))
-        until(lambda: somebody_waits(postgres))
+        until(lambda: waiting(postgres))
     assert late.result(5) is None
     with postgres.begin() as tx:
         assert tx.steps.claim("b", 0, "t0", new_token="y", owner="y")
         drained = in_another(
             pool, postgres, lambda tx: tx.steps.withdraw("b", [0], ledger_at=now, first_seq=1)
         )
-        until(lambda: somebody_waits(postgres))
+        until(lambda: waiting(postgres))
     assert drained.result(5) == {}
 
 
@@ -185,7 +183,7 @@ def test_finish_against_loss(postgres: Store, ledger: Ledger, pool: ThreadPoolEx
             postgres,
             lambda tx: tx.steps.finish("a", 0, "t0", state=StepState.SUCCEEDED, result="1", error=None),
         )
-        until(lambda: somebody_waits(postgres))
+        until(lambda: waiting(postgres))
     assert late.result(5) is False
     assert ledger.columns("a")["state"] == "scheduled"
 
@@ -318,7 +316,7 @@ def test_insert_waits_for_its_twin(
     with postgres.engine.connect() as connection:
         assert postgres.join(connection).sagas.insert([new_saga("a", input='"first"')]) == {"a"}
         twin = in_another(pool, postgres, lambda tx: tx.sagas.insert([new_saga("a", input='"second"')]))
-        until(lambda: somebody_waits(postgres))
+        until(lambda: waiting(postgres))
         if commit:
             connection.commit()
         else:
@@ -332,13 +330,16 @@ def test_insert_waits_for_its_twin(
 
 def test_bulk_inserts_do_not_deadlock(postgres: Store, pool: ThreadPoolExecutor) -> None:
     """Bulk starts over the same ids in opposite orders wait for each other; every id is inserted by one of them."""
-    sagas = [new_saga(f"s{n}") for n in range(400)]
-    jobs = [
-        in_another(pool, postgres, lambda tx, batch=batch: tx.sagas.insert(batch))
-        for batch in (sagas, sagas[::-1], sagas, sagas[::-1])
-    ]
-    inserted = [saga_id for job in jobs for saga_id in job.result(20)]
-    assert sorted(inserted) == sorted(saga.id for saga in sagas)
+    sagas = [new_saga(saga_id) for saga_id in "amz"]
+    with postgres.engine.connect() as connection:
+        # Both are held up in the middle, so that each would have what the other needs next.
+        postgres.join(connection).sagas.insert([new_saga("m")])
+        first = in_another(pool, postgres, lambda tx: tx.sagas.insert(sagas))
+        until(lambda: waiting(postgres) == 1)
+        second = in_another(pool, postgres, lambda tx: tx.sagas.insert(sagas[::-1]))
+        until(lambda: waiting(postgres) == 2)
+        connection.rollback()
+    assert (first.result(10), second.result(10)) == (frozenset("amz"), frozenset())
 
 
 # --- the ledger as a whole ---
@@ -362,7 +363,7 @@ def test_wake_while_the_saga_is_held(postgres: Store, ledger: Ledger, pool: Thre
         held = tx.sagas.lock("a", wait=True)
         assert held is not None
         waking = in_another(pool, postgres, lambda tx: tx.sagas.wake("a", now))
-        until(lambda: somebody_waits(postgres))
+        until(lambda: waiting(postgres))
         assert tx.sagas.advance(held.row, ledger.decision(SagaState.RUNNING), now=held.now)
     assert waking.result(5)
     assert ledger.saga_columns("a")["wake_at"] == now

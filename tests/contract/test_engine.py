@@ -186,6 +186,8 @@ def test_a_child_gets_an_engine_of_its_own(store: Store, ledger: Ledger) -> None
         with store.begin() as tx:
             tx.sagas.insert([new_saga("child")])
         store.dispose()
+        # Whoever kept the parent's engine does not get the parent's connections through it either.
+        assert parent.pool is not inherited
         return f"{theirs != mine} {store.engine is not parent} {inherited.checkedin()}"  # type: ignore[attr-defined]
 
     assert in_a_child(work) == f"True True {inherited.checkedin()}"  # type: ignore[attr-defined]

@@ -2,8 +2,8 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from types import ModuleType
 
@@ -14,6 +14,7 @@ from sagakit import SagaKit
 from sagakit.client.handle import SagaHandle
 from sagakit.history import SagaRecord, StepRecord
 from sagakit.states import TERMINAL_SAGA_STATES
+from sagakit.store import WorkerRecord
 from tests.cluster.cluster import Cluster
 from tests.cluster.effects import Arrival, Effects, Gate
 from tests.cluster.nodes import WorkerNode
@@ -42,7 +43,6 @@ class Rig:
     points: Points
     sagas: ModuleType
     database_url: str
-    handles: list[SagaHandle[object]] = field(default_factory=list)
 
     @property
     def kit(self) -> SagaKit:
@@ -67,7 +67,6 @@ class Rig:
         if fail:
             self.effects.tell("fail", [order])
         handle: SagaHandle[object] = getattr(self.sagas, saga).start(order, saga_id=order)
-        self.handles.append(handle)
         return handle
 
     def end(self, handle: SagaHandle[object], timeout: float = 45.0) -> SagaRecord:
@@ -94,6 +93,17 @@ class Rig:
     def keys(self, saga_id: str) -> list[tuple[str, str | None]]:
         """Each effect once, however often it was repeated under its key, in order."""
         return list(dict.fromkeys((effect.step, effect.key) for effect in self.effects.all(saga_id=saga_id)))
+
+    @staticmethod
+    def wait(condition: Callable[[], object], what: str) -> None:
+        """Wait until something holds."""
+        __tracebackhide__ = True
+        wait_until(condition, what=what)
+
+    def workers(self) -> list[WorkerRecord]:
+        """Workers whose lease runs."""
+        with self.kit.store.read() as tx:
+            return tx.workers.live()
 
     def now(self) -> datetime:
         """The database's time."""
@@ -139,8 +149,3 @@ def check(rig: Rig, record: SagaRecord, expected: list[str]) -> None:
         assert len(noted) == len(set(noted)), noted
         lost = [each for each in record.attempts if each.position == row.position and each.outcome == "lost"]
         assert len(lost) == row.lost, row
-
-
-def unfinished(rig: Rig) -> Iterator[str]:
-    """Sagas of this rig that have not ended."""
-    return (handle.id for handle in rig.handles if handle.status() not in TERMINAL_SAGA_STATES)

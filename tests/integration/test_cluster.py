@@ -17,11 +17,11 @@ from tests.cluster import effects as effects_module
 from tests.cluster import services
 from tests.cluster.cluster import Cluster
 from tests.cluster.effects import Effects
+from tests.cluster.loading import AppLoader
 from tests.cluster.messages import PublishedMessages, unacked_messages, waiting_messages
 from tests.cluster.nodes import WorkerNode
 from tests.cluster.redis import RedisServer
 from tests.cluster.waiting import wait_until
-from tests.conftest import LoadApp
 
 APP = "tests.cluster.plain:app"
 
@@ -369,7 +369,7 @@ SAGAS = "tests.cluster.sagas:app"
 
 
 def test_sagas_run_in_the_cluster(
-    cluster: Cluster, load_app: LoadApp, effects: Effects, published: PublishedMessages
+    cluster: Cluster, load_app: AppLoader, effects: Effects, published: PublishedMessages
 ) -> None:
     """A saga that the test's process starts runs in the workers, and what it did is on record."""
     sagas = load_app(SAGAS)
@@ -388,7 +388,7 @@ def test_sagas_run_in_the_cluster(
     assert 1 <= published.count() <= 3
 
 
-def test_compensations_are_told_apart(cluster: Cluster, load_app: LoadApp, effects: Effects) -> None:
+def test_compensations_are_told_apart(cluster: Cluster, load_app: AppLoader, effects: Effects) -> None:
     """The record tells what is a step and what is a compensation."""
     sagas = load_app(SAGAS)
     effects.tell("fail", True)

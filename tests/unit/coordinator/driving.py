@@ -17,6 +17,9 @@ from sagakit.definition.step import AsyncStep, Compensation, Probe, Step
 from sagakit.errors import ErrorInfo, StepError, describe
 from sagakit.states import OPEN_STEP_STATES, TASK_KINDS, TERMINAL_SAGA_STATES, Kind, SagaState, StepState
 
+ECHO: Any = object()
+"""The result of a step that answers with its first argument."""
+
 START = datetime(2030, 1, 1, tzinfo=UTC)
 
 
@@ -158,7 +161,7 @@ class Ledger:
     def end(
         self,
         name: str | int,
-        result: Any = None,
+        result: Any = ECHO,
         *,
         error: BaseException | None = None,
         unknown: bool = False,
@@ -170,6 +173,9 @@ class Ledger:
             state = StepState.UNKNOWN if unknown else StepState.FAILED
             self._set(row, state=state, error=self._describe(row, error) if error is not None else None)
         else:
+            if result is ECHO:
+                arguments = json.loads(self.new[row.position].args or "{}")
+                result = next(iter(arguments.values()), None)
             self._set(row, state=StepState.SUCCEEDED, result=self._encode(row, result))
 
     def retry(self, name: str) -> None:
@@ -200,7 +206,7 @@ class Ledger:
                 (row for row in self.rows if row.state in OPEN_STEP_STATES and row.kind in TASK_KINDS), None
             )
             if row is not None:
-                self.end(row.position, (results or {}).get(row.name))
+                self.end(row.position, (results or {}).get(row.name, ECHO))
                 self.advance(seconds)
             else:
                 wake_at = self.decisions[-1].wake_at

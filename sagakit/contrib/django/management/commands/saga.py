@@ -59,8 +59,9 @@ class Command(BaseCommand):
             color=False if options.get("no_color") else None,
             way_out="if that is not the project's app, name it in settings.SAGAKIT_APP",
         )
-        self.stdout.ending = ""  # what comes through is whole text, not lines that still need their end
-        with redirect_stdout(self.stdout):
+        out: Any = self.stdout
+        out.ending = ""  # what comes through is whole text, not lines that still need their end
+        with redirect_stdout(out):
             code = run(saga, arguments, invocation)
         if code:
             sys.exit(code)
