@@ -165,7 +165,9 @@ class SagaKit(Declaring):
     @cached_property
     def operator(self) -> Operator:
         """Acts on sagas for people."""
-        return Operator(self.store, self.registry, self.publisher, self.settings.republish_after)
+        return Operator(
+            self.store, self.registry, self.publisher, self.settings.republish_after, self._run_if_eager
+        )
 
     @cached_property
     def _starter(self) -> SagaStarter:

@@ -9,6 +9,7 @@ Duration = timedelta | float | int | str
 """What every public option that takes a duration accepts."""
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _PART = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*", re.IGNORECASE)
 
 
@@ -37,6 +38,8 @@ def duration(value: Duration) -> timedelta:
 
 
 def _seconds(text: str) -> float:
+    if _NUMBER.fullmatch(text.strip()):  # an environment variable has no other way to say a number
+        return float(text)
     """Raises a bare ``ValueError`` if the text is no duration."""
     total, position = 0.0, 0
     while match := _PART.match(text, position):

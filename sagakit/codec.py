@@ -256,9 +256,9 @@ def bounded(text: str, what: str, *, limit: int, warning: int) -> str:
     size = len(text.encode())
     if size > limit:
         raise PayloadTooLarge(
-            f"{what} is {size:,} bytes of JSON, over the limit of {limit:,}: store it elsewhere and pass a reference, "
+            f"{what}: {size:,} bytes of JSON, over the limit of {limit:,}; store it elsewhere and pass a reference, "
             "or raise sagakit_payload_limit"
         )
     if size > warning:
-        logger.warning("%s is large: %s bytes of JSON", what, f"{size:,}")
+        logger.warning("%s: %s bytes of JSON is a lot", what, f"{size:,}")
     return text

@@ -6,13 +6,14 @@ from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, cast
 
 from celery import current_app
 
-from sagakit.client.startable import StartableSaga
+from sagakit.client.startable import StartableSaga, Starter
 from sagakit.coordinator.context import Saga
 from sagakit.definition.options import step_options
 from sagakit.definition.registry import Declaration, shared
 from sagakit.definition.saga import check_saga_options
 from sagakit.definition.signature import caller_frame, location
 from sagakit.definition.step import AsyncStep, Step, TaskFunction
+from sagakit.errors import ConfigurationError
 from sagakit.worker.context import StepContext
 
 P = ParamSpec("P")
@@ -144,7 +145,25 @@ def _shared_name(function: Callable[..., Any]) -> str:
     return name
 
 
-_sharing = Declaring(shared.declare, _shared_name)
+def _share(definition: Declaration) -> None:
+    if isinstance(definition, StartableSaga):
+        definition.find_starter = _current_kit
+    elif isinstance(definition, TaskFunction):
+        definition.find_task = lambda name: current_app.tasks[name]
+    shared.declare(definition)
+
+
+def _current_kit() -> Starter:
+    kit: Starter | None = getattr(current_app, "sagakit", None)
+    if kit is None:
+        raise ConfigurationError(
+            f"the current Celery app {current_app.main!r} has no SagaKit: add `kit = SagaKit(app)` where it is made, and "
+            "make sure that this process imports it"
+        )
+    return kit
+
+
+_sharing = Declaring(_share, _shared_name)
 
 shared_step = _sharing.step
 """``kit.step`` for code that has no app: every app with a ``SagaKit`` gets the step, as with ``shared_task``."""

@@ -92,6 +92,7 @@ class SagaSummary:
     failed_step: str | None = None
     error: ErrorInfo | None = None
     tags: Mapping[str, Any] | None = None
+    trouble: ErrorInfo | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The summary as JSON data."""

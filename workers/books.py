@@ -254,7 +254,7 @@ def _ledger_lines(
             {order_id: int(state == "completed") for order_id, state in ledger.items()},
         ),
         _line(
-            "effects that stand although the ledger calls the saga compensated",
+            "effects that stand for compensated sagas",
             {order_id: standing(order_id) for order_id in every if ledger.get(order_id) == "compensated"},
             "allowed",
             {},

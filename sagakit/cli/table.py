@@ -74,7 +74,8 @@ class SagaTable:
 
 
 def _why(summary: SagaSummary) -> str:
-    error = first_line(str(summary.error)) if summary.error else ""
+    trouble = summary.trouble or summary.error
+    error = first_line(str(trouble)) if trouble else ""
     step = printable(summary.failed_step) if summary.failed_step else ""
     return ": ".join(part for part in (step, error) if part)
 

@@ -1,8 +1,11 @@
 """A handle on one saga: follow it, wait for it, act on it."""
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, Generic, Protocol, TypeVar, cast
+
+from sqlalchemy.exc import DBAPIError
 
 from sagakit.account import draw_up
 from sagakit.client.operating import Operator, ReplayPlan
@@ -14,9 +17,10 @@ from sagakit.errors import OutcomeTimeout, SagaNotFound
 from sagakit.history import SagaRecord
 from sagakit.outcomes import AnyOutcome, Compensated, CompensationFailed, Completed, SagaFailed, Stuck
 from sagakit.states import TERMINAL_SAGA_STATES, SagaState
-from sagakit.store import Store
+from sagakit.store import Store, Transaction
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class Backstage(Protocol):
@@ -51,8 +55,7 @@ class SagaHandle(Generic[R]):
         Raises:
             SagaNotFound: there is no such saga.
         """
-        with self._kit.store.read() as tx:
-            saga = tx.sagas.get(self.id)
+        saga = self._ask(lambda tx: tx.sagas.get(self.id))
         if saga is None:
             raise self._not_found()
         return saga.state
@@ -63,11 +66,21 @@ class SagaHandle(Generic[R]):
         Raises:
             SagaNotFound: there is no such saga.
         """
-        with self._kit.store.read() as tx:
-            record = tx.queries.record(self.id)
+        record = self._ask(lambda tx: tx.queries.record(self.id))
         if record is None:
             raise self._not_found()
         return record
+
+    def _ask(self, question: Callable[[Transaction], T]) -> T:
+        """Read, and read again if the connection had died in the pool: a restarted database drops them all."""
+        try:
+            with self._kit.store.read() as tx:
+                return question(tx)
+        except DBAPIError as exc:
+            if not exc.connection_invalidated:
+                raise
+        with self._kit.store.read() as tx:
+            return question(tx)
 
     def _not_found(self) -> SagaNotFound:
         return SagaNotFound(
@@ -122,9 +135,7 @@ class SagaHandle(Generic[R]):
         return _unwrap(await self.aoutcome(timeout))
 
     def _read_outcome(self) -> AnyOutcome[R]:
-        with self._kit.store.read() as tx:
-            saga = tx.sagas.get(self.id)
-            rows = tx.steps.load(self.id)
+        saga, rows = self._ask(lambda tx: (tx.sagas.get(self.id), tx.steps.load(self.id)))
         if saga is None:
             raise self._not_found()
         account = draw_up(rows, failed=saga.error is not None)

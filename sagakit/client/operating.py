@@ -1,7 +1,7 @@
 """What an operator does to a saga: cancel, resume, replay compensations. Each is audited in its own transaction."""
 
 import getpass
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
@@ -69,13 +69,22 @@ class Operator:
         registry: the definitions of this process, whose compensations a replay uses.
         publisher: sends what an action calls for.
         patience: how long the sweep leaves the action's message to arrive.
+        announced: called with the saga's id once an action is committed and published.
     """
 
-    def __init__(self, store: Store, registry: Registry, publisher: Publisher, patience: timedelta) -> None:
+    def __init__(
+        self,
+        store: Store,
+        registry: Registry,
+        publisher: Publisher,
+        patience: timedelta,
+        announced: Callable[[str], None],
+    ) -> None:
         self._store = store
         self._registry = registry
         self._publisher = publisher
         self._patience = patience
+        self._announced = announced
 
     def cancel(self, saga_id: str, *, reason: str, actor: str | None) -> None:
         """Stop a saga and undo what it did. From this commit on it cannot end ``completed``.
@@ -249,6 +258,7 @@ class Operator:
         self._publisher.publish(
             [AdvanceEnvelope(saga_id=saga.id, saga_name=saga.name, priority=saga.priority)]
         )
+        self._announced(saga.id)
 
 
 def _require_reason(reason: str | None, action: str) -> None:

@@ -5,6 +5,7 @@ A body runs again at every replay, so whatever it does to the world would be don
 """
 
 import sys
+import threading
 from types import FrameType
 from typing import Any
 
@@ -64,13 +65,25 @@ def install() -> None:
     if not _installed:
         _installed = True
         sys.addaudithook(_refuse)
+        if sys.version_info < (3, 12):  # Python tells of threads from then on
+            _watch_threads()
+
+
+def _watch_threads() -> None:
+    start = threading._start_new_thread  # type: ignore[attr-defined]
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        _refuse("_thread.start_new_thread", args)
+        return start(*args, **kwargs)
+
+    threading._start_new_thread = watched  # type: ignore[attr-defined]
 
 
 def _refuse(event: str, args: tuple[Any, ...]) -> None:
     deed = _FORBIDDEN.get(event)
     if deed is None or not in_body():
         return
-    if _is_allowed():
+    if _is_allowed() or (event == "open" and _is_time_zone(args[0])):
         return
     instead = (
         "use `await asyncio.sleep(...)`, which is durable" if event == "time.sleep" else "do this in a step"
@@ -89,3 +102,8 @@ def _is_allowed() -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def _is_time_zone(path: Any) -> bool:
+    """Whether ``zoneinfo`` reads a time zone; its own code for that is in C, and not on the stack."""
+    return "zoneinfo" in sys.modules and str(path).startswith(tuple(sys.modules["zoneinfo"].TZPATH))

@@ -375,7 +375,9 @@ class ErrorCodec:
         if self._arguments is None:
             return "{}"
         own = {field.name for field in fields(self.cls)}  # type: ignore[arg-type]  # a subclass may have more
-        return self._arguments.dumps((), {name: value for name, value in error.fields().items() if name in own})
+        return self._arguments.dumps(
+            (), {name: value for name, value in error.fields().items() if name in own}
+        )
 
     def loads(self, text: str) -> StepError:
         """The error rebuilt from its stored fields.

@@ -39,7 +39,7 @@ _ATTEMPT: Columns = {
 }  # fmt: skip
 _SUMMARY: Columns = {
     "id": TEXT, "name": TEXT, "version": INTEGER, "state": TEXT, "created_at": TIME, "finished_at": TIME,
-    "failed_step": TEXT, "error": TEXT, "tags": TEXT,
+    "failed_step": TEXT, "error": TEXT, "tags": TEXT, "trouble": TEXT,
 }  # fmt: skip
 
 
@@ -252,4 +252,5 @@ def _attempt(row: dict[str, Any]) -> AttemptRecord:
 
 def _summary(row: dict[str, Any]) -> SagaSummary:
     row |= {"state": SAGA_STATES[row["state"]], "error": load_error(row["error"])}
+    row["trouble"] = load_error(row["trouble"])
     return SagaSummary(**row | {"tags": load_json(row["tags"])})

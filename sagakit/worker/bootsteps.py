@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import click
 from celery import bootsteps, signals
+from celery.worker import state as worker_state
 from celery.worker.consumer import Consumer
 
 from sagakit import probes
@@ -63,6 +64,7 @@ class SagaWorker(bootsteps.StartStopStep):
             runtime.sweep,
             describe=lambda: _describe(worker, runtime),
             queues=lambda: _queues(worker),
+            has_room=lambda: _has_room(worker),
         )
         return self
 
@@ -105,7 +107,7 @@ def _describe(worker: Any, runtime: WorkerRuntime) -> WorkerInfo:
         pid=os.getpid(),
         queues=sorted(_queues(worker)),
         versions=[f"{name}:{version}" for name, version in runtime.saga_versions()],
-        concurrency=int(worker.concurrency or 1),
+        concurrency=int(getattr(worker.pool, "num_processes", None) or worker.concurrency or 1),
     )
 
 
@@ -115,3 +117,14 @@ def _queues(worker: Any) -> list[str]:
     if consumer is not None:
         return [queue.name for queue in consumer.queues]
     return list(worker.app.amqp.queues.consume_from)
+
+
+def _has_room(worker: Any) -> bool:
+    """Whether a message in the worker's queues would reach it now: it is connected, and not fully occupied."""
+    consumer = getattr(worker, "consumer", None)
+    prefetch = getattr(consumer, "qos", None)
+    if prefetch is None or getattr(consumer, "connection", None) is None:
+        return False
+    if len(worker_state.active_requests) >= (worker.pool.num_processes or 1):
+        return False  # prefetched messages wait here; and a solo worker does not even receive any
+    return not prefetch.value or len(worker_state.reserved_requests) < prefetch.value

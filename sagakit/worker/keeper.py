@@ -49,6 +49,7 @@ class Keeper:
         sweep: runs one sweep.
         describe: how the worker presents itself.
         queues: the queues it consumes now.
+        has_room: whether a message in these queues would reach it now.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Keeper:
         sweep: RunSweep,
         describe: Callable[[], WorkerInfo],
         queues: Callable[[], Iterable[str]],
+        has_room: Callable[[], bool],
     ) -> None:
         self._store = store
         self._settings = settings
@@ -66,6 +68,7 @@ class Keeper:
         self._sweep = sweep
         self._describe = describe
         self._queues = queues
+        self._has_room = has_room
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
         self._up_since: float | None = None
@@ -157,9 +160,12 @@ class Keeper:
         return self._up_since + self._settings.lease.total_seconds() - time.monotonic()
 
     def _is_idle(self) -> bool:
-        """Whether the worker has had nothing to do for a while."""
+        """Whether the worker has had room for more for a while, and nothing came.
+
+        It need not be without work: one long step must not keep it from noticing that other messages are lost.
+        """
         seen = sum(worker_state.total_count.values())
-        if seen != self._seen or worker_state.reserved_requests:
+        if seen != self._seen or not self._has_room():
             self._seen = seen
             self._idle_since = time.monotonic()
         return time.monotonic() - self._idle_since >= self._settings.republish_after.total_seconds()

@@ -1,6 +1,7 @@
 """The database's URL, the connections, and what a fork does to them."""
 
 import os
+import signal
 import sqlite3
 import sys
 import threading
@@ -155,6 +156,7 @@ def in_a_child(work: object) -> str:
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
+        signal.alarm(20)  # a child that hangs dies, and fails the test by having said nothing
         try:
             answer = str(work())  # type: ignore[operator]
         except BaseException as exc:

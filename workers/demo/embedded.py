@@ -51,7 +51,7 @@ def _run(orders: Sequence[Order], folder: DemoFolder, console: Console) -> bool:
     shop.open(deliveries(orders))
     console.print(
         f"{len(orders)} orders, one saga each, through a Celery worker with {THREADS} threads "
-        f"(ledger and shop: SQLite in {folder.path}, broker: in this process)",
+        f"(SQLite in {folder.path}, broker in memory)",
         highlight=False,
     )
     with (

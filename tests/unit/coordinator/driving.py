@@ -205,7 +205,10 @@ class Ledger:
             row = next(
                 (row for row in self.rows if row.state in OPEN_STEP_STATES and row.kind in TASK_KINDS), None
             )
-            if row is not None:
+            unfed = any(row.resolved_seq is None and row.state not in OPEN_STEP_STATES for row in self.rows)
+            if unfed:
+                self.advance(seconds)
+            elif row is not None:
                 self.end(row.position, (results or {}).get(row.name, ECHO))
                 self.advance(seconds)
             else:

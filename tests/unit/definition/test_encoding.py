@@ -440,11 +440,11 @@ def test_sizes(caplog: pytest.LogCaptureFixture) -> None:
         assert bounded("x" * 100, "the result of charge", limit=1000, warning=100) == "x" * 100
         assert not caplog.records
         bounded("\N{SNOWMAN}" * 100, "the result of charge", limit=1000, warning=100)
-    assert caplog.messages == ["the result of charge is large: 300 bytes of JSON"]
+    assert caplog.messages == ["the result of charge: 300 bytes of JSON is a lot"]
     with pytest.raises(PayloadTooLarge) as caught:
         bounded("\N{SNOWMAN}" * 400, "the result of charge", limit=1000, warning=100)
     assert str(caught.value) == (
-        "the result of charge is 1,200 bytes of JSON, over the limit of 1,000: store it elsewhere and pass a "
+        "the result of charge: 1,200 bytes of JSON, over the limit of 1,000; store it elsewhere and pass a "
         "reference, or raise sagakit_payload_limit"
     )
 

@@ -94,7 +94,7 @@ def test_two_mistakes_do_not_hide_each_other(shop, placed, order):
     assert money.left == money.right
     assert {one.account for one in money.differences} == {"d", "e"}
     assert report.damage.shipped_unpaid == ("e",)
-    assert "effects that stand although the ledger calls the saga compensated" in differing(report)
+    assert "effects that stand for compensated sagas" in differing(report)
 
 
 def test_stock_that_was_never_released_is_found(shop, placed, order):
