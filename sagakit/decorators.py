@@ -157,8 +157,8 @@ def _current_kit() -> Starter:
     kit: Starter | None = getattr(current_app, "sagakit", None)
     if kit is None:
         raise ConfigurationError(
-            f"the current Celery app {current_app.main!r} has no SagaKit: add `kit = SagaKit(app)` where it is made, and "
-            "make sure that this process imports it"
+            f"the current Celery app {current_app.main!r} has no SagaKit: add `kit = SagaKit(app)` where it is made, "
+            "and make sure that this process imports it"
         )
     return kit
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from types import FrameType
-from typing import Any, Generic, ParamSpec, Self, TypeVar, cast
+from typing import Any, Generic, ParamSpec, Self, TypeVar, cast, overload
 
 from sagakit.codec import Codec
 from sagakit.definition.options import StepOptions, call_options, compensation_options
@@ -33,6 +33,8 @@ from sagakit.running import in_body, step_context
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Q = ParamSpec("Q")
+S = TypeVar("S")
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +256,12 @@ class Step(TaskFunction[P, R]):
             return None
         return codec.loads(json.dumps(dict(info.fields)))
 
-    def compensation(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    @overload
+    def compensation(self, function: Callable[Q, S], /) -> Compensation[Q, S]: ...
+    @overload
+    def compensation(self, /, **options: Any) -> Callable[[Callable[Q, S]], Compensation[Q, S]]: ...
+
+    def compensation(self, function: Any = None, /, **options: Any) -> Any:
         """Declare what undoes this step.
 
         The compensation receives the step's result, then those of the step's arguments it names. It is retried by
@@ -265,7 +272,12 @@ class Step(TaskFunction[P, R]):
         """
         return self._declare(function, options, Compensation, "undo", "compensation", caller_frame(1))
 
-    def probe(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    @overload
+    def probe(self, function: Callable[Q, S], /) -> Probe[Q, S]: ...
+    @overload
+    def probe(self, /, **options: Any) -> Callable[[Callable[Q, S]], Probe[Q, S]]: ...
+
+    def probe(self, function: Any = None, /, **options: Any) -> Any:
         """Declare how to find out whether this step took effect, for when its outcome is unknown.
 
         The probe receives those of the step's arguments it names, and answers :class:`Happened` with the result or
