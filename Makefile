@@ -35,7 +35,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: $(STAMP) ## Run the shop (SERVICES=1: on a Postgres and a Valkey; ORDERS=file: with orders of your own)
+demo: $(STAMP) ## Run the shop (SERVICES=1: on a real Postgres and broker that it starts; ORDERS=file: with orders of your own)
 	@$(BIN)/python -m workers.demo $(if $(SERVICES),--services) $(if $(ORDERS),--orders "$(ORDERS)")
 
 test: $(STAMP) ## Run the tests (ARGS="-k name")

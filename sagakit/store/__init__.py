@@ -1,5 +1,6 @@
 """The ledger in the database: tables, guarded transitions, queries and the schema's versions."""
 
+from sagakit.store.engine import is_outage
 from sagakit.store.sagas import DueSaga, Locked, NewSaga
 from sagakit.store.step_attempts import Claimed, Target
 from sagakit.store.step_sweeps import DueStep, RunningStep
@@ -18,4 +19,5 @@ __all__ = [
     "Transaction",
     "WorkerInfo",
     "WorkerRecord",
+    "is_outage",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import ArgumentError, DisconnectionError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, NoSuchModuleError
 from sqlalchemy.pool import ConnectionPoolEntry, Pool
 
 from sagakit.errors import ConfigurationError
@@ -165,3 +165,13 @@ def _test_if_idle_long(engine: sa.Engine) -> Any:
             raise DisconnectionError("the idle connection is gone")
 
     return test
+
+
+def is_outage(exc: DBAPIError) -> bool:
+    """Whether trying again may help: the connection broke, or the server is starting, stopping, full or deadlocked."""
+    if exc.connection_invalidated:
+        return True
+    state = getattr(exc.orig, "sqlstate", None)
+    if state is None:
+        return type(exc).__name__ in ("OperationalError", "InterfaceError")
+    return str(state)[:2] in ("08", "57", "53", "40", "55")

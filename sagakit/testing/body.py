@@ -74,12 +74,15 @@ class _Takes:
     then: Any
 
 
-def takes(time: Duration, then: Any = None) -> Any:
+_REAL = object()
+
+
+def takes(time: Duration, then: Any = _REAL) -> Any:
     """A stand-in for ``run_saga(steps=...)`` that takes virtual time before it answers.
 
     Args:
         time: how long.
-        then: the answer: a value, an exception to raise, or a function to call.
+        then: the answer: a value, an exception to raise, or a function to call; by default the step's own.
     """
     return _Takes(duration(time), then)
 
@@ -319,9 +322,6 @@ class _Run:
         if saga.state is SagaState.COMPLETED:
             return Completed(result=self.definition.result_codec.loads(saga.result or "null"), **told)
         return Compensated(**told) if saga.state is SagaState.COMPENSATED else CompensationFailed(**told)
-
-
-_REAL = object()
 
 
 def _waits_for_retry(entry: _Row) -> bool:

@@ -19,7 +19,7 @@ from sagakit.dispatch.envelope import Delivery
 from sagakit.errors import ErrorInfo, NotDecodable, SagakitError, StepNotFound, describe
 from sagakit.ids import idempotency_key, new_token
 from sagakit.states import Kind, SagaState, StepState
-from sagakit.store import Claimed, Store, Transaction
+from sagakit.store import Claimed, Store, Transaction, is_outage
 from sagakit.worker.advance import Advanced, Advancer
 from sagakit.worker.context import Outcome, StepContext
 from sagakit.worker.identity import Identity
@@ -171,7 +171,7 @@ class Executor:
                     else self._finish(claimed, ended)
                 )
             except DBAPIError as exc:
-                if not _is_outage(exc):
+                if not is_outage(exc):
                     raise
                 logger.warning(
                     "saga %s: the outcome of %s cannot be recorded yet (%s); trying again",
@@ -262,13 +262,3 @@ class Executor:
         )
         self._advancer.catch_up(claimed.saga_id)
         return False
-
-
-def _is_outage(exc: DBAPIError) -> bool:
-    """Whether trying again may help: the connection broke, or the server is starting, stopping or deadlocked."""
-    if exc.connection_invalidated:
-        return True
-    state = getattr(exc.orig, "sqlstate", None)
-    if state is None:
-        return type(exc).__name__ in ("OperationalError", "InterfaceError")
-    return str(state)[:2] in ("08", "57", "53", "40", "55")

@@ -1,7 +1,9 @@
 """One attempt of one task function: decode, call, encode, and say what became of it. No database, no broker."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -111,9 +113,15 @@ def _call(
     if function.options.bind:
         args = (context, *args)
     returned = run(*args, **kwargs)
-    if asyncio.iscoroutine(returned):
-        return asyncio.run(returned)
-    return returned
+    return _run_coroutine(returned) if asyncio.iscoroutine(returned) else returned
+
+
+def _run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    if asyncio._get_running_loop() is None:
+        return asyncio.run(coroutine)
+    # An application or test that is async itself runs its sagas eagerly: its loop is taken.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(copy_context().run, asyncio.run, coroutine).result()
 
 
 def _after_error(

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from celery import Celery
 from celery.app.task import Task
 from celery.exceptions import Retry
+from sqlalchemy.exc import DBAPIError
 
 from sagakit.clock import duration
 from sagakit.codec import to_python
@@ -17,6 +18,7 @@ from sagakit.definition.step import TaskFunction
 from sagakit.dispatch.envelope import ADVANCE_TASK, find_header, read_delivery
 from sagakit.errors import InvalidInput, SagakitError
 from sagakit.running import in_body
+from sagakit.store import is_outage
 from sagakit.worker.context import StepContext, current_step, running_step
 from sagakit.worker.executor import Executed, Executor
 from sagakit.worker.perform import Again
@@ -25,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 _CELERY_DEFAULT_RETRIES = 3
 _NOTHING_TO_DO = "nothing to do"
+_OUTAGE_PAUSE = 5.0
+"""Seconds before a saga is tried to be started again while the database is away."""
 
 
 class Runtime(Protocol):
@@ -244,7 +248,10 @@ class SagaTask(Task):
 
     abstract = True
     typing = False
+    # Until the row is written the message is all there is of the saga: it must outlive its process and an outage.
     acks_late = True
+    reject_on_worker_lost = True
+    max_retries = None
     sagakit_definition: SagaDefinition[Any, Any]
     sagakit_runtime: Runtime
 
@@ -255,7 +262,12 @@ class SagaTask(Task):
                 f"{self.name} is a saga: start it with .start(input), or run its body in a test with "
                 "sagakit.testing.run_saga()"
             )
-        return self.sagakit_runtime.start_from_task(self.sagakit_definition, task_id, args, kwargs)
+        try:
+            return self.sagakit_runtime.start_from_task(self.sagakit_definition, task_id, args, kwargs)
+        except DBAPIError as exc:
+            if not is_outage(exc):
+                raise
+            raise self.retry(exc=exc, countdown=_OUTAGE_PAUSE) from exc
 
     def apply_async(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         """Start the saga here and now; a message is sent only where Celery needs one: from beat, or inside a canvas."""
@@ -267,11 +279,11 @@ class SagaTask(Task):
         return self.sagakit_runtime.start_from_call(self.sagakit_definition, args, kwargs, options)
 
 
-_CANVAS_OPTIONS = ("link", "link_error", "chain", "chord", "group_id", "producer", "connection")
+_MESSAGE_OPTIONS = ("link", "link_error", "chain", "chord", "group_id", "producer", "connection", "retries")
 
 
 def _needs_message(options: Mapping[str, Any]) -> bool:
-    return any(options.get(name) for name in _CANVAS_OPTIONS)
+    return any(options.get(name) for name in _MESSAGE_OPTIONS)
 
 
 def _input_text(

@@ -1,11 +1,13 @@
 """The yardstick: a plain Celery chain of the same tasks, acknowledged late as a saga's steps are."""
 
+import os
+
 from celery import Celery, chain
 from celery.canvas import Signature
 
 from tests.bench.work import done
 
-app = Celery("bench_chain")
+app = Celery("bench_chain", broker=os.environ["BENCH_CHAIN_BROKER_URL"])
 app.conf.task_acks_late = True
 app.conf.task_ignore_result = True
 

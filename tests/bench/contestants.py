@@ -99,28 +99,25 @@ class Chains(Contestant):
 @contextlib.contextmanager
 def contestants(servers: Servers) -> Iterator[tuple[Sagas, Chains]]:
     """Both, each with a prefork worker that is ready and frozen."""
-    os.environ[VARIABLE] = servers.done_url
+    env = {
+        # Not CELERY_BROKER_URL, which would be both applications' in this process.
+        "BENCH_SAGA_BROKER_URL": servers.saga_broker_url,
+        "BENCH_CHAIN_BROKER_URL": servers.chain_broker_url,
+        "SAGAKIT_DATABASE_URL": servers.ledger_url,
+        VARIABLE: servers.done_url,
+    }
+    os.environ.pop("CELERY_BROKER_URL", None)
+    os.environ.update(env)
     with contextlib.ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sagakit-bench-")))
-        done = stack.enter_context(redis.Redis.from_url(servers.done_url))
+        done = stack.enter_context(redis.Redis.from_url(servers.done_url, socket_timeout=None))
         found: list[Any] = []
-        for kind, name, broker_url in (
-            (Sagas, "saga", servers.saga_broker_url),
-            (Chains, "chain", servers.chain_broker_url),
-        ):
-            env = {
-                "CELERY_BROKER_URL": broker_url,
-                "SAGAKIT_DATABASE_URL": servers.ledger_url,
-                VARIABLE: servers.done_url,
-            }
-            os.environ.update(env)
+        for kind, name in ((Sagas, "saga"), (Chains, "chain")):
             folder = logs / name
             folder.mkdir()
             cluster = stack.enter_context(contextlib.closing(Cluster(env=env, logs=folder)))
             app = f"tests.bench.{name}_app"
-            module = importlib.import_module(app)
-            module.app.conf.broker_url = broker_url
             [node] = cluster.start(f"{app}:app", concurrency=CONCURRENCY)
-            found.append(kind(name, module, node, done))
+            found.append(kind(name, importlib.import_module(app), node, done))
         sagas, chains = found
         yield sagas, chains

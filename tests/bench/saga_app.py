@@ -1,11 +1,13 @@
 """The contestant: a saga of five steps."""
 
+import os
+
 from celery import Celery
 
 from sagakit import Saga, SagaKit
 from tests.bench.work import done
 
-app = Celery("bench_saga")
+app = Celery("bench_saga", broker=os.environ["BENCH_SAGA_BROKER_URL"])
 kit = SagaKit(app)
 
 

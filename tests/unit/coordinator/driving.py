@@ -112,6 +112,7 @@ class Ledger:
         new: the rows as they were inserted, by position.
         now: the database's time.
         decisions: every decision so far.
+        tainted: positions of rows an earlier attempt of which may have taken effect.
     """
 
     definition: SagaDefinition[Any, Any]
@@ -122,6 +123,7 @@ class Ledger:
     new: list[NewRow] = field(default_factory=list)
     now: datetime = START
     decisions: list[Decision] = field(default_factory=list)
+    tainted: set[int] = field(default_factory=set)
 
     @classmethod
     def of(
@@ -273,10 +275,10 @@ class Ledger:
         for position in sorted(positions):
             row = self.rows[position]
             if row.state is StepState.SCHEDULED:
-                landed[position] = StepState.CANCELLED
+                landed[position] = StepState.UNKNOWN if position in self.tainted else StepState.CANCELLED
                 self._set(
                     row,
-                    state=StepState.CANCELLED,
+                    state=landed[position],
                     resolved_seq=first_seq + len(landed) - 1,
                     resolved_at=max(self.now, self.saga.ledger_at or self.now),
                 )
