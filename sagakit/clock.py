@@ -38,9 +38,9 @@ def duration(value: Duration) -> timedelta:
 
 
 def _seconds(text: str) -> float:
+    """Raises a bare ``ValueError`` if the text is no duration."""
     if _NUMBER.fullmatch(text.strip()):  # an environment variable has no other way to say a number
         return float(text)
-    """Raises a bare ``ValueError`` if the text is no duration."""
     total, position = 0.0, 0
     while match := _PART.match(text, position):
         total += float(match[1]) * _UNITS[match[2].lower()]

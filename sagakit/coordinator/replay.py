@@ -293,6 +293,8 @@ class Replay:
         return self._fault is not None
 
     def timer_set(self, handle: asyncio.TimerHandle) -> None:
+        if self.loop.dead:
+            return
         callback = getattr(handle._callback, "__qualname__", "timer")  # type: ignore[attr-defined]
         command = Command(key=self.loop.next_key(), kind=Kind.TIMER, name=_TIMER_NAMES.get(callback, "timer"))
         command.handle = handle

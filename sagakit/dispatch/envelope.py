@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from sagakit.states import Kind
+
 HEADER = "sagakit"
 STAMP = "saga_id"
 ADVANCE_TASK = "sagakit.advance"
@@ -20,6 +22,7 @@ class StepEnvelope:
     token: str
     task: str
     name: str
+    kind: Kind = Kind.STEP
     queue: str | None = None
     priority: int | None = None
     sent_at: datetime | None = None

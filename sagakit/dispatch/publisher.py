@@ -13,6 +13,7 @@ from sagakit import probes
 from sagakit.dispatch.envelope import ADVANCE_TASK, HEADER, STAMP, Envelope, StepEnvelope, header_of
 from sagakit.dispatch.routing import Routing
 from sagakit.ids import step_task_id
+from sagakit.states import Kind
 
 logger = logging.getLogger(__name__)
 
@@ -70,14 +71,16 @@ class Publisher:
     def _message(self, envelope: Envelope) -> tuple[str, dict[str, Any]]:
         options: dict[str, Any] = {
             "headers": {HEADER: header_of(envelope)},
-            "stamped_headers": [STAMP],
-            STAMP: envelope.saga_id,
             "kwargsrepr": "",
             "ignore_result": True,
         }
         if envelope.priority is not None:
             options["priority"] = envelope.priority
         if isinstance(envelope, StepEnvelope):
+            if envelope.kind is Kind.STEP:
+                # Workers remember a revoked stamp and drop all that bears it: it must not stop the saga's own
+                # bookkeeping, nor the undoing that follows.
+                options |= {"stamped_headers": [STAMP], STAMP: envelope.saga_id}
             short = envelope.saga_name.rpartition(".")[2]
             options["argsrepr"] = f"{short} {envelope.saga_id} {envelope.name}"
             options["task_id"] = step_task_id(envelope.saga_id, envelope.position)

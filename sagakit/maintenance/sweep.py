@@ -199,6 +199,7 @@ class Sweep:
                 token=step.token,
                 task=step.task,
                 name=step.name,
+                kind=step.kind,
                 queue=step.queue,
                 priority=step.priority,
                 sent_at=now,

@@ -219,6 +219,7 @@ class Advancer:
                 token=tokens[row.position],
                 task=row.task or "",
                 name=row.name,
+                kind=row.kind,
                 queue=row.queue,
                 priority=row.priority,
                 sent_at=locked.now,

@@ -23,6 +23,10 @@ class StepRetry(Retry):
         super().__init__(message="retry requested", exc=exc, when=delay.total_seconds() if delay else None)
         self.delay = delay
 
+    def __reduce__(self) -> Any:
+        # To the main process it is Celery's own, whose arguments are others; what it cannot load ends the worker.
+        return Retry, (self.message, self.exc, self.when)
+
 
 class StepLogger(logging.LoggerAdapter[logging.Logger]):
     """Puts the saga and the step before each message, and into ``extra``."""

@@ -101,7 +101,7 @@ class Executor:
         probes.point("claim.before")
         # Durable before the body runs: a claim that vanished with a database crash would let the step run again
         # without anybody knowing that it had begun.
-        with self._store.begin() as tx:
+        with self._store.at_once() as tx:
             claimed = tx.steps.claim(
                 delivery.saga_id, delivery.position, delivery.token, new_token=new_token(), owner=owner
             )

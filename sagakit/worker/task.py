@@ -273,6 +273,7 @@ class SagaTask(Task):
         """Start the saga here and now; a message is sent only where Celery needs one: from beat, or inside a canvas."""
         if in_body():
             raise SagakitError(f"{self.name} was started directly in a saga's body: start it in a step")
+        options = {name: value for name, value in options.items() if value is not None}  # Celery's own defaults
         if _needs_message(options):
             text = _input_text(self.sagakit_definition, tuple(args or ()), dict(kwargs or {}))
             return super().apply_async((to_python(text),) if text is not None else (), {}, *more, **options)

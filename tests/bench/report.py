@@ -34,6 +34,7 @@ def circumstances(servers: Servers, size: Size) -> dict[str, Any]:
         "load_before": round(os.getloadavg()[0], 1),
         "postgres": servers.setting("server_version"),
         "fsync": servers.setting("fsync"),
+        "commit_ms": round(servers.commit_ms(), 2),
         "synchronous_commit": servers.setting("synchronous_commit"),
         "own_servers": list(servers.own),
         "worker": f"prefork, {CONCURRENCY} processes",
@@ -63,7 +64,8 @@ def show(console: Console, around: dict[str, Any], sagas: Figures, chains: Figur
     console.print(table)
     console.print(
         f"{around['machine']} (load {around['load_before']} before), Python {around['python']}, "
-        f"Postgres {around['postgres']} with fsync {around['fsync']}, Celery {around['versions']['celery']}"
+        f"Postgres {around['postgres']} with fsync {around['fsync']} "
+        f"({around['commit_ms']} ms a commit), Celery {around['versions']['celery']}"
     )
 
 

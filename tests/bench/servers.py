@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import statistics
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,6 +14,8 @@ from sagakit.local import local_postgres, local_valkey
 from sagakit.store import Store, schema
 from tests.cluster.postgres import NamedPostgres, fresh_name
 from tests.cluster.redis import RedisServer
+
+_COMMITS = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +41,20 @@ class Servers:
             row = connection.execute(f"SHOW {name}").fetchone()
         assert row is not None
         return str(row[0])
+
+    def commit_ms(self) -> float:
+        """What one durable commit takes: the floor under everything that is durable."""
+        times = []
+        with psycopg.connect(_plain(self.ledger_url)) as connection:
+            connection.execute("CREATE TABLE bench_commit (n int)")
+            connection.commit()
+            for number in range(_COMMITS):
+                connection.execute("INSERT INTO bench_commit VALUES (%s)", (number,))
+                begun = time.perf_counter()
+                connection.commit()
+                times.append(time.perf_counter() - begun)
+            connection.execute("DROP TABLE bench_commit")
+        return statistics.median(times) * 1000
 
 
 @contextlib.contextmanager

@@ -52,4 +52,12 @@ def plain_shop() -> dict[str, object]:
     def ship(order_id: int) -> None:
         """Ship it."""
 
-    return {"app": app, "kit": kit, "psp": psp, "reserve": reserve, "charge": charge, "ship": ship, "order_id": 42}
+    return {
+        "app": app,
+        "kit": kit,
+        "psp": psp,
+        "reserve": reserve,
+        "charge": charge,
+        "ship": ship,
+        "order_id": 42,
+    }

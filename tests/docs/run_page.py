@@ -103,7 +103,11 @@ class Page:
         sys.modules.pop(name, None)
         if "unimported" not in block.marks:
             self.module.__dict__.update(
-                {key: value for key, value in vars(importlib.import_module(name)).items() if not key.startswith("__")}
+                {
+                    key: value
+                    for key, value in vars(importlib.import_module(name)).items()
+                    if not key.startswith("__")
+                }
             )
 
     def _diff(self, block: Block) -> None:
@@ -132,7 +136,12 @@ class Page:
         for number, command, shown in commands:
             where = f"{block.page}:{number}"
             done = subprocess.run(
-                command, shell=True, capture_output=True, text=True, timeout=_TIMEOUT, stdin=subprocess.DEVNULL
+                command,
+                shell=True,
+                capture_output=True,
+                text=True,
+                timeout=_TIMEOUT,
+                stdin=subprocess.DEVNULL,
             )
             output = done.stdout + done.stderr
             if (done.returncode != 0) is not ("fails" in block.marks):
@@ -143,7 +152,9 @@ class Page:
     def _compare(where: str, shown: str, actual: str) -> None:
         line = loosely.missing(shown, actual)
         if line is not None:
-            raise Broken(f"{where}: the page shows\n{line}\nwhich is not in (or not in this order in)\n{actual}")
+            raise Broken(
+                f"{where}: the page shows\n{line}\nwhich is not in (or not in this order in)\n{actual}"
+            )
 
 
 def main(arguments: list[str]) -> Any:

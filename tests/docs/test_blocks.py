@@ -41,7 +41,11 @@ def test_the_blocks_of_a_page_run(page: str, tmp_path: Path, sqlite_ledger_url: 
         command.write_text(f"#!{sys.executable}\nfrom tests.docs import command\n\ncommand.{name}()\n")
         command.chmod(0o755)
     environment = {
-        **{key: value for key, value in os.environ.items() if not key.startswith(("SAGAKIT_", "CELERY_", "SHOP_"))},
+        **{
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("SAGAKIT_", "CELERY_", "SHOP_"))
+        },
         "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
         "PATH": os.pathsep.join([str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]),
         "SAGAKIT_DATABASE_URL": sqlite_ledger_url,
@@ -66,10 +70,14 @@ def test_the_blocks_of_a_page_run(page: str, tmp_path: Path, sqlite_ledger_url: 
 @pytest.mark.parametrize("block", ALL, ids=lambda block: block.where)
 def test_a_block_says_what_it_is(block: Block) -> None:
     """A block runs, is checked for its form, or is marked as text; there is no fourth kind."""
-    assert block.language in RUN | READ | SHOWN, f"{block.where}: mark it as one of {sorted(RUN | READ | SHOWN)}"
+    assert block.language in RUN | READ | SHOWN, (
+        f"{block.where}: mark it as one of {sorted(RUN | READ | SHOWN)}"
+    )
 
 
-@pytest.mark.parametrize("block", [block for block in ALL if block.language in READ], ids=lambda block: block.where)
+@pytest.mark.parametrize(
+    "block", [block for block in ALL if block.language in READ], ids=lambda block: block.where
+)
 def test_a_block_that_does_not_run_is_well_formed(block: Block) -> None:
     """Commands exist with their options, data can be parsed."""
     check = {"sh": _check_commands, "toml": tomllib.loads, "yaml": yaml.safe_load, "json": json.loads}

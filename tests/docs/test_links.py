@@ -37,7 +37,11 @@ def test_links_inside_the_project_lead_somewhere(page: str) -> None:
             continue
         path, _, anchor = target.partition("#")
         file = (ROOT / page).parent / path if path else ROOT / page
-        fits = not anchor or file.suffix != ".md" or (file.is_file() and anchor in _anchors(file.read_text("utf-8")))
+        fits = (
+            not anchor
+            or file.suffix != ".md"
+            or (file.is_file() and anchor in _anchors(file.read_text("utf-8")))
+        )
         if not file.exists() or not fits:
             broken.append(target)
     assert not broken
@@ -49,7 +53,9 @@ def test_paths_named_in_a_page_are_there(page: str) -> None:
     broken = []
     for match in _PATH.finditer(pages.prose(page)):
         path = ROOT / match["path"]
-        names = match["test"] is None or (path.is_file() and f"def {match['test']}(" in path.read_text("utf-8"))
+        names = match["test"] is None or (
+            path.is_file() and f"def {match['test']}(" in path.read_text("utf-8")
+        )
         if not path.exists() or not names:
             broken.append(match[0])
     assert not broken
@@ -63,5 +69,7 @@ def test_every_page_is_linked_from_somewhere() -> None:
             target = match["target"].partition("#")[0]
             if target and not target.startswith(_ELSEWHERE):
                 linked.add(((ROOT / page).parent / target).resolve())
-    islands = [page for page in pages.all_pages() if (ROOT / page).resolve() not in linked and page != "README.md"]
+    islands = [
+        page for page in pages.all_pages() if (ROOT / page).resolve() not in linked and page != "README.md"
+    ]
     assert not islands

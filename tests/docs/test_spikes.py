@@ -17,7 +17,11 @@ def test_a_plain_task_gets_claim_fence_and_outcome(
     ledger: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """ADR 0008: an unmodified ``@app.task`` function is durable, without a result backend."""
-    url = f"sqlite:///{tmp_path / 'ledger.db'}" if ledger == "sqlite" else request.getfixturevalue("postgres_url")
+    url = (
+        f"sqlite:///{tmp_path / 'ledger.db'}"
+        if ledger == "sqlite"
+        else request.getfixturevalue("postgres_url")
+    )
     done = subprocess.run(
         [sys.executable, str(SPIKE), url],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -95,7 +95,9 @@ def test_our_services_know_broker_ledger_and_shop() -> None:
         environment = service["environment"]
         assert environment["CELERY_BROKER_URL"].startswith("redis://redis:")
         for name in ("SAGAKIT_DATABASE_URL", "SHOP_DATABASE_URL"):
-            match = re.fullmatch(r"postgresql\+psycopg://(\w+):\$\{(\w+):-\w+\}@(\w+)/(\w+)", environment[name])
+            match = re.fullmatch(
+                r"postgresql\+psycopg://(\w+):\$\{(\w+):-\w+\}@(\w+)/(\w+)", environment[name]
+            )
             assert match, environment[name]
             assert (match[1], match[3]) == (user, "postgres")
             assert match[4] in databases

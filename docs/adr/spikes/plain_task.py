@@ -120,7 +120,9 @@ class LedgerTask(Task):
         self.__header__(*(args or ()), **(kwargs or {}))
         return super().apply_async(args, kwargs, *more, **options)
 
-    def retry(self, *args: Any, exc: BaseException | None = None, countdown: Any = None, **options: Any) -> Any:
+    def retry(
+        self, *args: Any, exc: BaseException | None = None, countdown: Any = None, **options: Any
+    ) -> Any:
         """Write the retry to the row, where Celery would send a message; ``autoretry_for`` comes here as well."""
         if find_header(self.request) is None:
             return super().retry(*args, exc=exc, countdown=countdown, **options)
@@ -148,7 +150,7 @@ def adopt(kit: SagaKit, task: Any) -> Step[..., Any]:
 
 def main(url: str) -> None:
     """Show it, and stop at the first thing that is not as it should be."""
-    kit = SagaKit(app, database_url=url, republish_after=60)
+    kit = SagaKit(app, database_url=url, republish_after=60, sweep_interval=0.5)
     kit.migrate()
     app.finalize()
     charged, shipped, refused, slowly = (adopt(kit, task) for task in (charge, ship, refuse, slow))
@@ -254,7 +256,11 @@ def without_a_saga_nothing_changes() -> None:
 def send(kit: SagaKit, saga_id: str, task: str, name: str, token: str) -> None:
     """Send a row's message once more."""
     assert kit.publisher.publish(
-        [StepEnvelope(saga_id=saga_id, saga_name="legacy.sell", position=0, token=token, task=task, name=name)]
+        [
+            StepEnvelope(
+                saga_id=saga_id, saga_name="legacy.sell", position=0, token=token, task=task, name=name
+            )
+        ]
     )
 
 
@@ -270,7 +276,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 def say(what: str, text: str) -> None:
     """One line of the report."""
-    print(f"{what:<8} {text}")
+    sys.stdout.write(f"{what:<8} {text}\n")
 
 
 if __name__ == "__main__":

@@ -360,7 +360,8 @@ def answer() -> int:
 async def one(saga: Saga, call: Call) -> Any:
     """Calls one step."""
     step = kit.steps[f"{__name__}.{call.step}"]
-    return await saga.step(step.set(**call.options) if call.options else step, *call.args, **call.kwargs)
+    found = await saga.step(step.set(**call.options) if call.options else step, *call.args, **call.kwargs)
+    return found.model_dump() if isinstance(found, BaseModel) else found
 
 
 @kit.saga

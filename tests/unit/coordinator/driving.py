@@ -153,7 +153,7 @@ class Ledger:
 
     # What workers do.
 
-    def claim(self, *names: str) -> None:
+    def claim(self, *names: str | int) -> None:
         """A worker begins these rows."""
         for name in names:
             row = self[name]
@@ -180,7 +180,7 @@ class Ledger:
                 result = next(iter(arguments.values()), None)
             self._set(row, state=StepState.SUCCEEDED, result=self._encode(row, result))
 
-    def retry(self, name: str) -> None:
+    def retry(self, name: str | int) -> None:
         """A worker gives a row back, to be tried again."""
         assert self[name].state is StepState.RUNNING
         self._set(self[name], state=StepState.SCHEDULED)

@@ -17,6 +17,8 @@ from sagakit.clock import duration
         (0, 0),
         ("48h", 172_800),
         ("90s", 90),
+        ("90", 90),
+        (" 0.5 ", 0.5),
         ("1h30m", 5400),
         ("1h 30m", 5400),
         (" 1.5 H ", 5400),
@@ -31,7 +33,7 @@ def test_durations(given: Any, seconds: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", ["", "h", "90", "1x", "1h!", "h1", "-1h", "1h-", "soon", None, True, b"1h", [1]]
+    "given", ["", "h", "-90", "1x", "1h!", "h1", "-1h", "1h-", "soon", None, True, b"1h", [1]]
 )
 def test_what_is_no_duration(given: Any) -> None:
     """The error says what would be one."""
