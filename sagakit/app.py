@@ -374,5 +374,5 @@ def _state(given: SagaState | str) -> SagaState:
         return SagaState(given)
     except ValueError:
         raise InvalidInput(
-            f"no saga state is called {given!r}; {suggest(str(given), list(SagaState))}"
+            f"no saga state is called {given!r}; {suggest(str(given), [state.value for state in SagaState])}"
         ) from None

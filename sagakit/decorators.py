@@ -149,7 +149,7 @@ def _share(definition: Declaration) -> None:
     if isinstance(definition, StartableSaga):
         definition.find_starter = _current_kit
     elif isinstance(definition, TaskFunction):
-        definition.find_task = lambda name: current_app.tasks[name]
+        definition.find_task = lambda name: _current_kit().task(name)
     shared.declare(definition)
 
 

@@ -228,7 +228,9 @@ class LedgerLoop(asyncio.AbstractEventLoop):
         """Throw the body away. Python runs its ``finally`` blocks; the commands they issue are refused."""
         self.dead = True
         previous = events._get_running_loop()
+        hooks = sys.get_asyncgen_hooks()
         events._set_running_loop(self)
+        sys.set_asyncgen_hooks(firstiter=self._keep_generator, finalizer=self._close_generator)
         try:
             for task in self.tasks:
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
@@ -238,6 +240,7 @@ class LedgerLoop(asyncio.AbstractEventLoop):
                 _throw_away(task.get_coro())
         finally:
             self.tasks.clear()
+            sys.set_asyncgen_hooks(*hooks)
             events._set_running_loop(previous)
 
     def next_number(self) -> int:

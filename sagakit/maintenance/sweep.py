@@ -82,6 +82,8 @@ class Sweep:
         delivery = notice.delivery
         with self._store.read() as tx:
             row = tx.steps.running(delivery.saga_id, delivery.position)
+        if row is not None and not notice.is_about(row.token):
+            row = None
         if notice.kind is NoticeKind.REVOKED:
             with self._store.begin() as tx:
                 error = ErrorInfo(type=REVOKED, message="its Celery task was revoked")

@@ -23,6 +23,7 @@ from sagakit.store import Claimed, Store, Transaction, is_outage
 from sagakit.worker.advance import Advanced, Advancer
 from sagakit.worker.context import Outcome, StepContext
 from sagakit.worker.identity import Identity
+from sagakit.worker.notices import claim_token
 from sagakit.worker.perform import Again, Ended, decode_arguments, perform
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,11 @@ class Executor:
         # without anybody knowing that it had begun.
         with self._store.at_once() as tx:
             claimed = tx.steps.claim(
-                delivery.saga_id, delivery.position, delivery.token, new_token=new_token(), owner=owner
+                delivery.saga_id,
+                delivery.position,
+                delivery.token,
+                new_token=claim_token(delivery),
+                owner=owner,
             )
         probes.point("claim.committed")
         return claimed

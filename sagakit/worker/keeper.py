@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from celery.worker import state as worker_state
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from sagakit import probes
 from sagakit.settings import Settings
@@ -122,15 +123,19 @@ class Keeper:
     def _sweep_on(self) -> None:
         next_due: datetime | None = None
         while not self._stopped.is_set():
+            notices = board.take()
             try:
                 next_due = self._sweep(
                     idle=self._is_idle(),
                     queues=frozenset(self._queues()),
                     leases_trusted=self._until_trusted() <= 0,
-                    notices=board.take(),
+                    notices=notices,
                 )
             except Exception as exc:
                 next_due = None
+                if isinstance(exc, OperationalError | InterfaceError | PoolTimeout):
+                    # Nobody else would ever speak for their rows: this worker's lease lives.
+                    board.put_back(notices)
                 log = logger.warning if isinstance(exc, SQLAlchemyError) else logger.exception
                 log("the sweep failed and will be repeated: %s", exc)
             self._rest(next_due)

@@ -1,10 +1,22 @@
 """What a worker's main process learns about steps and leaves to the sweep: a child died, a task was revoked."""
 
+import os
 import queue
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
 from sagakit.dispatch.envelope import Delivery
+from sagakit.ids import new_token
+
+
+def claim_token(delivery: Delivery) -> str:
+    """The token under which this process claims what a message offers: it tells which message, and which process."""
+    return f"{_claims_of(delivery, os.getpid())}{new_token()}"
+
+
+def _claims_of(delivery: Delivery, pid: int | None) -> str:
+    return f"{delivery.token}." if pid is None else f"{delivery.token}.{pid:x}."
 
 
 class NoticeKind(StrEnum):
@@ -22,10 +34,23 @@ class NoticeKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """One such event. It comes from Celery's event loop, which must not wait for a database."""
+    """One such event. It comes from Celery's event loop, which must not wait for a database.
+
+    Attributes:
+        pid: the process that ran the message's task, if one has begun to.
+    """
 
     kind: NoticeKind
     delivery: Delivery
+    pid: int | None = None
+
+    def is_about(self, token: str) -> bool:
+        """Whether the run that holds this token is the one that the notice tells of.
+
+        Its row may have gone on meanwhile: a process that dies right after it committed a retry takes nothing with it,
+        and neither does one that was looking at a duplicate.
+        """
+        return token.startswith(_claims_of(self.delivery, self.pid))
 
 
 class NoticeBoard:
@@ -47,6 +72,11 @@ class NoticeBoard:
                 taken.append(self._notices.get_nowait())
             except queue.Empty:
                 return taken
+
+    def put_back(self, notices: Iterable[Notice]) -> None:
+        """Return notices that could not be dealt with: the database was away."""
+        for notice in notices:
+            self.post(notice)
 
     def received(self, queue_name: str, sent_at: float) -> None:
         """Note that a message sent at this time (the database's, in seconds) has come out of a queue."""

@@ -29,7 +29,7 @@ class StepRequest(Request):
     def _post(self, kind: NoticeKind) -> None:
         delivery = self._delivery
         if delivery is not None:
-            board.post(Notice(kind, delivery))
+            board.post(Notice(kind, delivery, self.worker_pid))
             identity.poke()
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:

@@ -15,7 +15,7 @@ from celery import Celery
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
-from sagakit import Compensated, Completed, SagaFailed, SagaHandle, SagaKit, SagaState
+from sagakit import Compensated, SagaFailed, SagaHandle, SagaKit, SagaState
 from sagakit.errors import OutcomeTimeout, SagaExists, SagaIdConflict, SagaNotFound, SessionMismatch
 from tests.acceptance.stage import Stage
 from tests.cluster.cluster import worker_environment
@@ -91,7 +91,7 @@ class TestIds:
     def test_another_saga_of_this_id_is_refused(self, stage: Stage) -> None:
         """An id belongs to one definition."""
         stage.nothing.start(saga_id="taken").result(30)
-        with pytest.raises(SagaIdConflict, match="belongs to a saga of .*nothing, not of .*checkout"):
+        with pytest.raises(SagaIdConflict, match=r"belongs to a saga of .*nothing, not of .*checkout"):
             stage.checkout.start(order(stage, 1), saga_id="taken")
 
     def test_if_exists_raise(self, stage: Stage) -> None:
@@ -126,7 +126,9 @@ class TestIds:
     def test_many_callers_at_once(self, stage: Stage) -> None:
         """Callers that race with one id get one saga."""
         with ThreadPoolExecutor(8) as pool:
-            handles = list(pool.map(lambda _: stage.checkout.start(order(stage, 9), saga_id="raced"), range(8)))
+            handles = list(
+                pool.map(lambda _: stage.checkout.start(order(stage, 9), saga_id="raced"), range(8))
+            )
         assert {handle.result(30) for handle in handles} == {90}
         assert stage.done("raced") == ["reserve", "charge"]
 
@@ -307,7 +309,10 @@ class TestSessions:
         """``start`` says where an async session belongs."""
 
         async def play() -> None:
-            async with async_engine(stage.ledger_url, "postgresql+psycopg") as engine, AsyncSession(engine) as session:
+            async with (
+                async_engine(stage.ledger_url, "postgresql+psycopg") as engine,
+                AsyncSession(engine) as session,
+            ):
                 stage.checkout.start(order(stage, 1), session=session)
 
         with pytest.raises(SessionMismatch, match=r"goes to `await saga.astart\(\.\.\., session=\.\.\.\)`"):
@@ -370,7 +375,10 @@ def test_aiosqlite(sqlite_ledger_url: str) -> None:
         """Does nothing."""
 
     async def play() -> None:
-        async with async_engine(sqlite_ledger_url, "sqlite+aiosqlite") as engine, AsyncSession(engine) as session:
+        async with (
+            async_engine(sqlite_ledger_url, "sqlite+aiosqlite") as engine,
+            AsyncSession(engine) as session,
+        ):
             await empty.astart(saga_id="no", session=session)
             await session.rollback()
             await empty.astart(saga_id="yes", session=session)

@@ -1,7 +1,6 @@
 """Deploys under running sagas: code that no longer fits leaves them stuck, not lost; versions stand side by side."""
 
 import os
-from collections.abc import Iterator
 
 import pytest
 
@@ -134,7 +133,7 @@ class TestRestored:
 
 
 @pytest.fixture
-def newer(stage: Stage) -> Iterator[SagaHandle[str]]:
+def newer(stage: Stage) -> SagaHandle[str]:
     """A saga of version 2, started by newer code while the only worker has version 1."""
     stage.cluster.stop_all()
     [old] = stage.cluster.start(stage.app, queues=["celery"], concurrency=1)
@@ -142,7 +141,7 @@ def newer(stage: Stage) -> Iterator[SagaHandle[str]]:
         "start", "deploys.versioned", "--input", '"x"', "--id", f"v2-{os.getpid()}", env={"DEPLOY": "v2"}
     )
     old.wait_for_log(r"is deploys\.versioned version 2, which this worker lacks: passing it on")
-    yield stage.kit.get(started["id"])
+    return stage.kit.get(started["id"])
 
 
 def test_versions_stand_side_by_side(stage: Stage, newer: SagaHandle[str]) -> None:

@@ -320,7 +320,11 @@ class TestStarting:
         """Beat sends a message, and the worker that gets it starts the saga under the message's id."""
         scheduler = Scheduler(app=stage.module.app, lazy=True)
         entry = ScheduleEntry(
-            name="echo", task=f"{APP_MODULE}.echo", args=(31,), options={"task_id": "beat-1"}, app=stage.module.app
+            name="echo",
+            task=f"{APP_MODULE}.echo",
+            args=(31,),
+            options={"task_id": "beat-1"},
+            app=stage.module.app,
         )
         scheduler.apply_async(entry, producer=scheduler.producer, advance=False)
         handle = stage.kit.get("beat-1")
@@ -334,7 +338,9 @@ class TestStarting:
         handle = stage.kit.get("twice")
         wait_until(lambda: exists(handle))
         assert handle.result(30) == 26
-        wait_until(lambda: len(stage.cluster.nodes[0].container.recent_logs().split("echo[twice] succeeded")) == 3)
+        wait_until(
+            lambda: len(stage.cluster.nodes[0].container.recent_logs().split("echo[twice] succeeded")) == 3
+        )
         assert stage.done("twice") == ["plain"]
 
 

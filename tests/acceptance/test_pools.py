@@ -15,6 +15,29 @@ from tests.cluster.waiting import wait_until
 APP = "manners"
 
 
+def test_steps_run_side_by_side_in_threads(stage: Stage) -> None:
+    """The threads of one process run several steps at once, and a step over its limit is unknown there, too."""
+    [node] = stage.cluster.start(stage.app, pool="threads", concurrency=3)
+    with stage.effects.gate("threads") as gate, stage.effects.gate("late") as late:
+        held = [
+            stage.one.start(stage.Call(step="held", args=["threads"]), saga_id=f"thread-{n}")
+            for n in range(2)
+        ]
+        slow = stage.anchored.start(stage.Call(step="slow", args=["late"]), saga_id="thread-slow")
+        arrivals = [*gate.wait_reached(2), *late.wait_reached()]
+        assert {arrival.pid for arrival in arrivals} == {node.pid}
+        wait_until(
+            lambda: stage.row(slow, "slow").state is StepState.UNKNOWN, what="the slow step to be unknown"
+        )
+        assert "it ran past its time_limit" in str(stage.row(slow, "slow").error)
+    assert [handle.result(30) for handle in held] == ["threads", "threads"]
+    outcome = slow.outcome(30)
+    assert isinstance(outcome, Compensated)
+    assert outcome.compensated == ("slow", "anchor")
+    assert stage.row(slow, "slow").state is StepState.UNKNOWN
+    node.stop()
+
+
 @pytest.fixture(scope="module", params=["threads", "solo"])
 def worker(stage: Stage, request: pytest.FixtureRequest) -> Iterator[WorkerNode]:
     """One worker with the pool."""
@@ -47,26 +70,6 @@ class TestPools:
         handle = call(stage, worker, "watched_failing", "x", saga="anchored")
         assert isinstance(handle.outcome(30), Compensated)
         assert stage.done(handle.id) == ["anchor", "weigh"]
-
-
-def test_steps_run_side_by_side_in_threads(stage: Stage) -> None:
-    """The threads of one process run several steps at once, and a step over its limit is unknown there, too."""
-    [node] = stage.cluster.start(stage.app, pool="threads", concurrency=3)
-    with stage.effects.gate("threads") as gate, stage.effects.gate("late") as late:
-        held = [
-            stage.one.start(stage.Call(step="held", args=["threads"]), saga_id=f"thread-{n}") for n in range(2)
-        ]
-        slow = stage.anchored.start(stage.Call(step="slow", args=["late"]), saga_id="thread-slow")
-        arrivals = [*gate.wait_reached(2), *late.wait_reached()]
-        assert {arrival.pid for arrival in arrivals} == {node.pid}
-        wait_until(lambda: stage.row(slow, "slow").state is StepState.UNKNOWN, what="the slow step to be unknown")
-        assert "it ran past its time_limit" in str(stage.row(slow, "slow").error)
-    assert [handle.result(30) for handle in held] == ["threads", "threads"]
-    outcome = slow.outcome(30)
-    assert isinstance(outcome, Compensated)
-    assert outcome.compensated == ("slow", "anchor")
-    assert stage.row(slow, "slow").state is StepState.UNKNOWN
-    node.stop()
 
 
 class TestSchemas:

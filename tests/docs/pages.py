@@ -94,11 +94,9 @@ def _blocks(page: str, text: str) -> Iterator[Block]:
 
 def prose(page: str) -> str:
     """The page without the content of its blocks; lines keep their numbers."""
-    kept, inside = [], False
-    for line in read(page).splitlines():
-        if _FENCE.match(line):
-            inside = not inside
-            kept.append("")
-        else:
-            kept.append("" if inside else line)
-    return "\n".join(kept)
+    lines = read(page).splitlines()
+    for block in blocks(page):
+        first = block.line - 1
+        for number in range(first, first + block.text.count("\n")):
+            lines[number] = ""
+    return "\n".join("" if _FENCE.match(line) else line for line in lines)
