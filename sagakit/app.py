@@ -342,6 +342,10 @@ class SagaKit(Declaring):
         """Advance a saga."""
         self.advancer.advance(saga_id)
 
+    def newest(self, name: str) -> SagaDefinition[Any, Any]:
+        """A saga in its newest version."""
+        return self.registry.sagas[name]
+
     def start_from_task(
         self, definition: SagaDefinition[Any, Any], task_id: str, args: Any, kwargs: Any
     ) -> str:

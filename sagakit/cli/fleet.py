@@ -55,7 +55,8 @@ def facts(kit: "SagaKit") -> Facts:
             now=now,
             skew=before + (after - before) / 2 - now,
             slack=after - before,
-            workers=tx.workers.live(),
+            # A process that runs its sagas eagerly holds a lease, too, and consumes nothing.
+            workers=[worker for worker in tx.workers.live() if worker.queues],
             unclaimed=unclaimed,
             versions=tx.queries.open_versions(),
             states=tx.queries.count_by_state(),

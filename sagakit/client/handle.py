@@ -119,7 +119,8 @@ class SagaHandle(Generic[R]):
         return await asyncio.to_thread(self._read_outcome)
 
     def _timeout(self, timeout: Duration | None) -> OutcomeTimeout:
-        return OutcomeTimeout(f"saga {self.id} has not ended within {timeout!s} s; it runs on")
+        seconds = duration(timeout or 0).total_seconds()
+        return OutcomeTimeout(f"saga {self.id} has not ended within {seconds:g} s; it runs on")
 
     def result(self, timeout: Duration | None = None) -> R:
         """Wait for the saga to complete, and return what its body returned.

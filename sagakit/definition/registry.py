@@ -91,7 +91,10 @@ class Registry:
             return sagas[short[0]]
         if short:
             raise SagaNotFound(f"{name!r} may be any of {', '.join(sorted(short))}: give the full name")
-        raise SagaNotFound(f"no saga is named {name!r}; {suggest(name, sagas)}")
+        labels = {saga.label for saga in sagas.values()}
+        raise SagaNotFound(
+            f"no saga is named {name!r}; {suggest(name, labels if '.' not in name else sagas)}"
+        )
 
     @property
     def sagas(self) -> Mapping[str, SagaDefinition[Any, Any]]:

@@ -42,6 +42,8 @@ class Runtime(Protocol):
 
     def advance(self, saga_id: str) -> None: ...
 
+    def newest(self, name: str) -> SagaDefinition[Any, Any]: ...
+
     def start_from_task(
         self, definition: SagaDefinition[Any, Any], task_id: str, args: Any, kwargs: Any
     ) -> str: ...
@@ -252,8 +254,12 @@ class SagaTask(Task):
     acks_late = True
     reject_on_worker_lost = True
     max_retries = None
-    sagakit_definition: SagaDefinition[Any, Any]
     sagakit_runtime: Runtime
+
+    @property
+    def sagakit_definition(self) -> SagaDefinition[Any, Any]:
+        """The saga in its newest version: versions share one task, and new instances start with the newest."""
+        return self.sagakit_runtime.newest(self.name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         task_id = self.request.id
@@ -273,7 +279,9 @@ class SagaTask(Task):
         """Start the saga here and now; a message is sent only where Celery needs one: from beat, or inside a canvas."""
         if in_body():
             raise SagakitError(f"{self.name} was started directly in a saga's body: start it in a step")
-        options = {name: value for name, value in options.items() if value is not None}  # Celery's own defaults
+        options = {
+            name: value for name, value in options.items() if value is not None
+        }  # Celery's own defaults
         if _needs_message(options):
             text = _input_text(self.sagakit_definition, tuple(args or ()), dict(kwargs or {}))
             return super().apply_async((to_python(text),) if text is not None else (), {}, *more, **options)
@@ -308,13 +316,14 @@ def saga_input(definition: SagaDefinition[Any, Any], args: tuple[Any, ...], kwar
 
 
 def create_saga_task(app: Celery, definition: SagaDefinition[Any, Any], runtime: Runtime) -> Any:
-    """Register the Celery task of a saga under its real name."""
+    """Register the Celery task of a saga under its real name; its versions share it."""
+    if isinstance(app.tasks.get(definition.name), SagaTask):
+        return app.tasks[definition.name]
     cls = type(
         f"{definition.label}_saga",
         (SagaTask, app.Task),
         {
             "abstract": True,
-            "sagakit_definition": definition,
             "sagakit_runtime": runtime,
             "__module__": definition.__module__,
             "__call__": SagaTask.__call__,
