@@ -9,7 +9,8 @@ from sagakit.errors import ErrorInfo, SagakitError
 R = TypeVar("R")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Without match_args=False, pyright takes the empty ones of this class for those of its subclasses.
+@dataclass(frozen=True, slots=True, kw_only=True, match_args=False)
 class Outcome(Generic[R]):
     """What every outcome tells.
 

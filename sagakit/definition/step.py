@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from types import FrameType
-from typing import Any, Generic, ParamSpec, Self, TypeVar, cast, overload
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, Self, TypeVar, cast, overload
 
 from sagakit.codec import Codec
 from sagakit.definition.options import StepOptions, call_options, compensation_options
@@ -259,6 +259,10 @@ class Step(TaskFunction[P, R]):
     @overload
     def compensation(self, function: Callable[Q, S], /) -> Compensation[Q, S]: ...
     @overload
+    def compensation(
+        self, /, *, bind: Literal[True], **options: Any
+    ) -> Callable[[Callable[Concatenate[Any, Q], S]], Compensation[Q, S]]: ...
+    @overload
     def compensation(self, /, **options: Any) -> Callable[[Callable[Q, S]], Compensation[Q, S]]: ...
 
     def compensation(self, function: Any = None, /, **options: Any) -> Any:
@@ -274,6 +278,10 @@ class Step(TaskFunction[P, R]):
 
     @overload
     def probe(self, function: Callable[Q, S], /) -> Probe[Q, S]: ...
+    @overload
+    def probe(
+        self, /, *, bind: Literal[True], **options: Any
+    ) -> Callable[[Callable[Concatenate[Any, Q], S]], Probe[Q, S]]: ...
     @overload
     def probe(self, /, **options: Any) -> Callable[[Callable[Q, S]], Probe[Q, S]]: ...
 

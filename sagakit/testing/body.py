@@ -4,7 +4,7 @@ import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from sagakit.account import draw_up, happened
 from sagakit.clock import Duration, duration
@@ -22,7 +22,10 @@ from sagakit.states import TASK_KINDS, TERMINAL_SAGA_STATES, Kind, SagaState, St
 from sagakit.worker.context import StepContext
 from sagakit.worker.perform import Again, Ended, decode_arguments, perform
 
+In = TypeVar("In")
 R = TypeVar("R")
+
+_NO_INPUT: Any = None
 
 _START = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -49,7 +52,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class SagaRun:
+class SagaRun(Generic[R]):
     """What a run of a body came to.
 
     Attributes:
@@ -58,7 +61,7 @@ class SagaRun:
         rows: the ledger as it would stand.
     """
 
-    outcome: AnyOutcome[Any]
+    outcome: AnyOutcome[R]
     calls: tuple[Call, ...]
     rows: tuple[StepRow, ...]
 
@@ -88,13 +91,13 @@ def takes(time: Duration, then: Any = _REAL) -> Any:
 
 
 def run_saga(
-    definition: SagaDefinition[Any, R],
-    input: Any = None,
+    definition: SagaDefinition[In, R],
+    input: In = _NO_INPUT,
     *,
     steps: Mapping[Any, Any] | None = None,
     saga_id: str = "test-saga",
     deadline: Duration | None = None,
-) -> SagaRun:
+) -> SagaRun[R]:
     """Run a saga's body to its end, in virtual time.
 
     Args:
@@ -138,7 +141,7 @@ class _Run:
     calls: list[Call] = field(default_factory=list)
     agenda: list[tuple[datetime, int, int, Ended | Again]] = field(default_factory=list)
 
-    def run(self) -> SagaRun:
+    def run(self) -> SagaRun[Any]:
         definition = self.definition
         saga = SagaRow(
             id=self.saga_id,

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from celery import Celery
 from celery.app.task import Task
@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from sagakit.clock import duration
 from sagakit.codec import to_python
+from sagakit.coordinator.replay import Limits
 from sagakit.definition.retry import RetryPolicy
 from sagakit.definition.saga import SagaDefinition
 from sagakit.definition.step import TaskFunction
@@ -19,9 +20,9 @@ from sagakit.dispatch.envelope import ADVANCE_TASK, find_header, read_delivery
 from sagakit.errors import InvalidInput, SagakitError
 from sagakit.running import in_body
 from sagakit.store import is_outage
-from sagakit.worker.context import StepContext, current_step, running_step
+from sagakit.worker.context import StepContext, StepRetry, current_step
 from sagakit.worker.executor import Executed, Executor
-from sagakit.worker.perform import Again
+from sagakit.worker.perform import Again, perform
 
 logger = logging.getLogger(__name__)
 
@@ -115,15 +116,37 @@ class StepTask(Task):
             idempotency_key=request.id,
             request=request,
         )
-        with running_step(context):
-            returned = self.sagakit_function(*args, **kwargs)
-        return returned
+        ended = perform(
+            self.sagakit_function,
+            args,
+            kwargs,
+            context,
+            policy=self.policy,
+            retries=request.retries or 0,
+            tainted=False,
+            limits=Limits(),
+        )
+        if isinstance(ended, Again):
+            self._retry_plainly(ended)
+        if ended.raised is not None:
+            raise ended.raised
+        return to_python(ended.result or "null")  # what a chain or a result backend can carry
+
+    def _retry_plainly(self, again: Again) -> NoReturn:
+        """There is no row to record a retry on: send the task again, as Celery does."""
+        raised = again.raised
+        if isinstance(raised, Retry) and not isinstance(raised, StepRetry):
+            raise raised  # Celery's own, which has sent the message or wants none sent
+        cause = raised.exc if isinstance(raised, StepRetry) else raised
+        raise super().retry(exc=cause, countdown=again.delay.total_seconds(), max_retries=self.policy.max_retries)
 
     def apply_async(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         """Send it as an ordinary task, outside any saga; its arguments are encoded by their declared types."""
         function = self.sagakit_function
         function._refuse_in_body("sent with .apply_async()")
         text = function.signature.arguments.dumps(tuple(args or ()), dict(kwargs or {}))
+        if function.options.queue is not None:
+            options.setdefault("queue", function.options.queue)  # as a task attribute it is deprecated
         return super().apply_async((), to_python(text), *more, **options)
 
     def retry(
@@ -215,8 +238,6 @@ def _attributes(function: TaskFunction[..., Any]) -> dict[str, Any]:
             "retry_backoff_max": retry.retry_backoff_max.total_seconds(),
             "retry_jitter": retry.retry_jitter,
         }
-    if options.queue is not None:
-        attributes["queue"] = options.queue
     return attributes
 
 

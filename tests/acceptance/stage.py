@@ -14,12 +14,14 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from celery import _state as state
 
 from sagakit import SagaHandle, SagaKit, SagaState
 from sagakit.definition.registry import shared
 from sagakit.history import SagaRecord, StepRecord
 from tests.cluster.cluster import Cluster, worker_environment
 from tests.cluster.effects import Effects
+from tests.cluster.messages import unacked_messages
 from tests.cluster.process import ROOT
 from tests.cluster.waiting import wait_until
 
@@ -69,6 +71,12 @@ class Stage:
         handle = self.kit.get(saga) if isinstance(saga, str) else saga
         [row] = [row for row in handle.history().steps if row.name == name]
         return row
+
+    def stop_workers(self) -> None:
+        """Warm shutdown of all workers, once they have nothing in hand."""
+        # A child waits up to 30 s for its main process to take its last result, and one that shuts down may not.
+        wait_until(lambda: unacked_messages(self.broker_url) == 0, what="the workers to have nothing in hand")
+        self.cluster.stop_all()
 
     def done(self, saga_id: str, kind: str | None = None) -> list[str]:
         """Names of what a saga's steps and compensations did, in order."""
@@ -136,8 +144,11 @@ def staged(name: str, folder: Path, *, broker_url: str, ledger_url: str, effects
 def _shared_definitions_kept() -> Iterator[None]:
     """Forget the definitions that the block shares with every kit: there are other kits in this process."""
     before = [(kept, kept.copy()) for kept in (shared._declared, shared._followers)]
+    tasks = set(state._on_app_finalizers)  # what @app.task shares
     try:
         yield
     finally:
         for kept, content in before:
             kept[:] = content
+        state._on_app_finalizers.clear()
+        state._on_app_finalizers.update(tasks)

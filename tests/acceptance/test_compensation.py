@@ -222,7 +222,7 @@ class TestUnknown:
         assert "give it a probe" in plan.left[0].reason
 
         deployed = {"UNDO_ADMITS_NONE": "1"}
-        stage.cluster.stop_all()
+        stage.stop_workers()
         stage.cluster.start(stage.app, concurrency=4, env=deployed)
         done = stage.saga("compensate", "doubt-4", "--reason", "deployed", env=deployed)
         assert done.returncode == 0, done.stderr

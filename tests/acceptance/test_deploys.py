@@ -24,7 +24,7 @@ def stuck(stage: Stage) -> dict[str, SagaHandle[str]]:
     handles = {name: getattr(stage.module, name).start(name, saga_id=name) for name in SAGAS}
     for name, handle in handles.items():
         wait_until(lambda handle=handle: waits_for_later(handle), what=f"{name} to wait for a later worker")
-    stage.cluster.stop_all()
+    stage.stop_workers()
     stage.cluster.start(stage.app, queues=["celery", "later"], concurrency=1, env={"DEPLOY": "bad"})
     for handle in handles.values():
         stage.wait_for_state(handle, SagaState.STUCK)
@@ -34,7 +34,7 @@ def stuck(stage: Stage) -> dict[str, SagaHandle[str]]:
 @pytest.fixture(scope="module")
 def restored(stage: Stage, stuck: dict[str, SagaHandle[str]]) -> dict[str, SagaHandle[str]]:
     """The same sagas, with the good code back and nothing done about them yet."""
-    stage.cluster.stop_all()
+    stage.stop_workers()
     stage.cluster.start(stage.app, queues=["celery", "later"], concurrency=1)
     return stuck
 
@@ -135,7 +135,7 @@ class TestRestored:
 @pytest.fixture
 def newer(stage: Stage) -> SagaHandle[str]:
     """A saga of version 2, started by newer code while the only worker has version 1."""
-    stage.cluster.stop_all()
+    stage.stop_workers()
     [old] = stage.cluster.start(stage.app, queues=["celery"], concurrency=1)
     started = stage.saga_json(
         "start", "deploys.versioned", "--input", '"x"', "--id", f"v2-{os.getpid()}", env={"DEPLOY": "v2"}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery import _state as state
 from celery.contrib.testing.worker import start_worker
 
 from sagakit import Compensated, Completed, Saga, SagaKit, StepError, current_step
@@ -129,6 +130,14 @@ class TestEager:
         assert isinstance(handle.outcome(5), Compensated)
 
 
+@pytest.fixture
+def _current_app_kept() -> Iterator[None]:
+    before = state.default_app, state._tls.current_app
+    yield
+    state.default_app, state._tls.current_app = before
+
+
+@pytest.mark.usefixtures("_current_app_kept")
 @pytest.mark.parametrize("pool", ["solo", "threads"])
 def test_a_worker_in_a_thread(ledger_url: str, pool: str) -> None:
     """``start_worker``, which is what ``celery.contrib.pytest``'s ``celery_worker`` uses, runs sagas."""

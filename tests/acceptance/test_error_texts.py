@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery import _state as state
 from pydantic import BaseModel, SecretStr
 
 from sagakit import Saga, SagaFailed, SagaKit, StepError, StepFailed, current_step, shared_saga, shared_step
@@ -83,6 +84,11 @@ def kit(sqlite_ledger_url: str) -> Iterator[Kit]:
     found = Kit(sqlite_ledger_url)
     yield found
     found.store.dispose()
+
+
+@pytest.fixture(autouse=True)
+def _bare_current_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state._tls, "current_app", Celery("bare", set_as_current=False))
 
 
 @pytest.fixture(autouse=True)
@@ -322,12 +328,12 @@ CONFIGURING: dict[str, tuple[Callable[[Kit], Any], type[Exception], str]] = {
     "a shared step without an app": (
         lambda kit: shared_step(plain).delay(1),
         ConfigurationError,
-        r"^the current Celery app .* has no SagaKit: add `kit = SagaKit\(app\)` where it is made",
+        r"^the current Celery app 'bare' has no SagaKit: add `kit = SagaKit\(app\)` where it is made",
     ),
     "a shared saga without an app": (
         lambda kit: shared_saga(body).start(),
         ConfigurationError,
-        r"^the current Celery app .* has no SagaKit: add `kit = SagaKit\(app\)` where it is made",
+        r"^the current Celery app 'bare' has no SagaKit: add `kit = SagaKit\(app\)` where it is made",
     ),
 }
 
@@ -586,6 +592,7 @@ IN_A_BODY: dict[str, tuple[Body, str, str]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")  # refused before it was begun
 @pytest.mark.parametrize("case", IN_A_BODY)
 def test_in_a_body(kit: Kit, case: str) -> None:
     """What a body may not do fails the saga, and the error says what to do instead."""

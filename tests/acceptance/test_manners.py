@@ -287,9 +287,26 @@ class TestPlainTasks:
 
     def test_signatures_of_steps(self, stage: Stage) -> None:
         """Steps are members of chains, and plain tasks pass them values."""
-        (stage.add.s(1, 2) | stage.plain.s(fails=3) | stage.note.s()).apply_async()
-        stage.effects.wait_for(saga_id="plain", detail=[3, 3])
+        (stage.add.s(1, 2) | stage.plain.s() | stage.note.s()).apply_async()
+        stage.effects.wait_for(saga_id="plain", detail=[3, 0])
         stage.effects.wait_for(saga_id="chain", detail=6)
+
+    def test_retries_of_a_plain_task(self, stage: Stage) -> None:
+        """Sent as a plain task a step is retried by its own policy, too, and if it asks for it."""
+        stage.plain.delay(6, fails=2)
+        assert [e.attempt for e in stage.effects.wait_for(3, saga_id="plain", detail=[6, 2])] == [1, 2, 3]
+        (stage.bound.s(10) | stage.note.s()).apply_async()
+        stage.effects.wait_for(saga_id="chain", detail=13)
+
+    def test_types_of_a_plain_task(self, stage: Stage) -> None:
+        """Models come as models and go as JSON, async steps run, and the step's queue is taken."""
+        inner = stage.Call(step="x")
+        (stage.hooked.s(inner, extra=3) | stage.note.s()).apply_async()
+        stage.effects.wait_for(saga_id="chain", detail=inner.model_dump())
+        (stage.asynchronous.s(41) | stage.note.s()).apply_async()
+        stage.effects.wait_for(saga_id="chain", detail=42)
+        (stage.placed.s() | stage.note.s()).apply_async()
+        stage.effects.wait_for(saga_id="chain", detail={"routing_key": "routed", "priority": 0})
 
     def test_called_directly(self, stage: Stage) -> None:
         """Called, it is the function it is."""

@@ -34,7 +34,10 @@ def test_a_thousand_sagas(
     The backlog is many times as long as the interval after which a message is doubted, and yet the messages that the
     broker was ever given are no more than one for each step and one for each saga.
     """
-    settings = {"SAGAKIT_REPUBLISH_AFTER": f"{REPUBLISH_AFTER.total_seconds()}s", "SAGAKIT_SWEEP_INTERVAL": "1s"}
+    settings = {
+        "SAGAKIT_REPUBLISH_AFTER": f"{REPUBLISH_AFTER.total_seconds()}s",
+        "SAGAKIT_SWEEP_INTERVAL": "1s",
+    }
     cluster.env |= settings
     for name, value in settings.items():
         monkeypatch.setenv(name, value)

@@ -98,7 +98,11 @@ def module_rig(
     name, number = fresh_name(), redis_server.borrow()
     database_url = postgres_server.create_database(name, _ledger_template)
     points = Points(folder / "points")
-    env = {"CELERY_BROKER_URL": redis_server.database_url(number), "SAGAKIT_DATABASE_URL": database_url, **QUICK}
+    env = {
+        "CELERY_BROKER_URL": redis_server.database_url(number),
+        "SAGAKIT_DATABASE_URL": database_url,
+        **QUICK,
+    }
     with pytest.MonkeyPatch.context() as patch, closing(Effects(folder / "effects.db")) as effects:
         env[EFFECTS_URL] = effects.url
         for variable, value in env.items():

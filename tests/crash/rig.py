@@ -83,7 +83,9 @@ class Rig:
         def arrived() -> list[Arrival]:
             return [each for each in gate.arrivals if each.saga_id == handle.id]
 
-        wait_until(lambda: len(arrived()) >= n, what=f"saga {handle.id} to reach gate {gate.name!r} {n} times")
+        wait_until(
+            lambda: len(arrived()) >= n, what=f"saga {handle.id} to reach gate {gate.name!r} {n} times"
+        )
         return arrived()
 
     def runs(self, saga_id: str) -> Counter[str]:

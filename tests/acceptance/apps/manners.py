@@ -334,6 +334,8 @@ def about() -> dict[str, Any]:
 def plain(number: int, *, fails: int = 0) -> int:
     """A step that is also sent as a plain task."""
     effects.record(current_step.saga_id or "plain", attempt=current_step.attempt, detail=[number, fails])
+    if current_step.attempt <= fails:
+        raise ConnectionError("again")
     return number * 2
 
 
