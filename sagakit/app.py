@@ -15,7 +15,7 @@ from sagakit.client.startable import StartableSaga
 from sagakit.client.starting import SagaStarter, read_inputs, start_options
 from sagakit.client.waiting import OutcomeWaiter
 from sagakit.clock import Duration, duration
-from sagakit.coordinator.replay import Limits
+from sagakit.coordinator.ledger import Limits
 from sagakit.decorators import Declaring
 from sagakit.definition.registry import Declaration, Registry, shared
 from sagakit.definition.saga import SagaDefinition

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
+from sagakit.coordinator.commands import undo_of
 from sagakit.coordinator.compensation import targets
 from sagakit.coordinator.ledger import SagaRow, StepRow, Undo
-from sagakit.coordinator.replay import undo_of
 from sagakit.definition.registry import Registry
 from sagakit.definition.step import Step
 from sagakit.dispatch.envelope import AdvanceEnvelope

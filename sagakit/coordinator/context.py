@@ -11,7 +11,8 @@ from sagakit.definition.step import Compensation, Probe, Step
 from sagakit.errors import UseAStep
 
 if TYPE_CHECKING:
-    from sagakit.coordinator.replay import Replay
+    from sagakit.coordinator.commands import CommandLog
+    from sagakit.coordinator.ledger import SagaRow
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -25,27 +26,28 @@ class Saga:
     ``create_task`` work and are durable.
     """
 
-    __slots__ = ("_random", "_replay")
+    __slots__ = ("_commands", "_random", "_row")
 
-    def __init__(self, replay: "Replay") -> None:
-        self._replay = replay
+    def __init__(self, row: "SagaRow", commands: "CommandLog") -> None:
+        self._row = row
+        self._commands = commands
         # Seeding with a string is stable over processes; hash() of one is not.
-        self._random = random.Random(f"{replay.saga.id}:{replay.saga.created_at.isoformat()}")
+        self._random = random.Random(f"{row.id}:{row.created_at.isoformat()}")
 
     @property
     def id(self) -> str:
         """The saga's id."""
-        return self._replay.saga.id
+        return self._row.id
 
     @property
     def name(self) -> str:
         """The saga's name."""
-        return self._replay.saga.name
+        return self._row.name
 
     @property
     def version(self) -> int:
         """The version of the body this instance started with."""
-        return self._replay.saga.version
+        return self._row.version
 
     def step(self, step: Step[P, R], *args: P.args, **kwargs: P.kwargs) -> StepFuture[R]:
         """Run a step as a Celery task, durably, and await its result.
@@ -70,11 +72,11 @@ class Saga:
         if not isinstance(step, Step):
             raise UseAStep(_not_a_step(step))
         frame = sys._getframe(1)
-        return self._replay.issue_step(step, args, dict(kwargs), (frame.f_code.co_filename, frame.f_lineno))
+        return self._commands.issue_step(step, args, dict(kwargs), (frame.f_code.co_filename, frame.f_lineno))
 
     def now(self) -> datetime:
         """The saga's own time, in UTC: monotonic, and the same at every replay."""
-        return self._replay.time_at(self._replay.loop.time())
+        return self._commands.time_at(self._commands.loop.time())
 
     def uuid4(self) -> uuid.UUID:
         """A random UUID that is the same at every replay."""

@@ -7,8 +7,8 @@ from typing import Any
 
 from sagakit.codec import bounded
 from sagakit.coordinator.compensation import UndoPlan, plan_undo
-from sagakit.coordinator.ledger import Decision, NewRow, Resolution, SagaRow, StepRow
-from sagakit.coordinator.replay import Limits, Progress, Replay
+from sagakit.coordinator.ledger import Decision, Limits, NewRow, Resolution, SagaRow, StepRow
+from sagakit.coordinator.replay import Progress, Replay
 from sagakit.definition.saga import SagaDefinition
 from sagakit.errors import ErrorInfo, SagakitError, StepError, StepFailed, describe
 from sagakit.states import OPEN_STEP_STATES, Kind, SagaState, StepState

@@ -4,8 +4,10 @@ A body runs again at every replay, so whatever it does to the world would be don
 (PEP 578) tell of such attempts before they happen, whichever library makes them.
 """
 
+import concurrent.futures
 import sys
 import threading
+from functools import wraps
 from types import FrameType
 from typing import Any
 
@@ -39,6 +41,7 @@ _FORBIDDEN = {
     "os.truncate": "changed a file",
     "os.kill": "sent a signal",
     "sqlite3.connect": "opened a database",
+    "sagakit.submit": "used an executor",
 }
 
 _ALLOWED = (
@@ -66,17 +69,23 @@ def install() -> None:
         _installed = True
         sys.addaudithook(_refuse)
         if sys.version_info < (3, 12):  # Python tells of threads from then on
-            _watch_threads()
+            _watch(threading, "_start_new_thread", "_thread.start_new_thread")
+        # An executor whose threads or processes run already does its work without a word.
+        for module, executor in (("thread", "ThreadPoolExecutor"), ("process", "ProcessPoolExecutor")):
+            if f"concurrent.futures.{module}" in sys.modules:
+                _watch(getattr(concurrent.futures, executor), "submit", "sagakit.submit")
 
 
-def _watch_threads() -> None:
-    start = threading._start_new_thread  # type: ignore[attr-defined]
+def _watch(owner: Any, name: str, event: str) -> None:
+    """Tell of a function's calls as Python tells of others."""
+    function = getattr(owner, name)
 
+    @wraps(function)
     def watched(*args: Any, **kwargs: Any) -> Any:
-        _refuse("_thread.start_new_thread", args)
-        return start(*args, **kwargs)
+        _refuse(event, args)
+        return function(*args, **kwargs)
 
-    threading._start_new_thread = watched  # type: ignore[attr-defined]
+    setattr(owner, name, watched)
 
 
 def _refuse(event: str, args: tuple[Any, ...]) -> None:

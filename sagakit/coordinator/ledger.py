@@ -13,6 +13,15 @@ from sagakit.states import Kind, SagaState, StepState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds on what a saga may write: rows of its ledger, and bytes of JSON in one argument or result."""
+
+    rows: int = 10_000
+    payload: int = 2 * 1024 * 1024
+    payload_warning: int = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Undo:
     """How a step is undone, kept on its row so that compensation never needs the body's code.
 

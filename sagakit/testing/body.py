@@ -9,9 +9,9 @@ from typing import Any, Generic, TypeVar
 from sagakit.account import draw_up, happened
 from sagakit.clock import Duration, duration
 from sagakit.codec import to_python, to_text
+from sagakit.coordinator.commands import python_version
 from sagakit.coordinator.decide import decide
-from sagakit.coordinator.ledger import Decision, NewRow, SagaRow, StepRow
-from sagakit.coordinator.replay import Limits, python_version
+from sagakit.coordinator.ledger import Decision, Limits, NewRow, SagaRow, StepRow
 from sagakit.definition.registry import Registry
 from sagakit.definition.saga import SagaDefinition
 from sagakit.definition.step import Compensation, Probe, Step, TaskFunction

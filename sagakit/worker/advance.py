@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from sagakit import probes
+from sagakit.coordinator.commands import python_version
 from sagakit.coordinator.decide import decide
-from sagakit.coordinator.ledger import Decision, SagaRow, StepRow
-from sagakit.coordinator.replay import Limits, python_version
+from sagakit.coordinator.ledger import Decision, Limits, SagaRow, StepRow
 from sagakit.definition.registry import Registry
 from sagakit.dispatch.envelope import AdvanceEnvelope, Envelope, StepEnvelope
 from sagakit.dispatch.publisher import Publisher

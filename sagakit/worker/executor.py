@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from sagakit import probes
 from sagakit.account import happened
 from sagakit.codec import to_python, to_text
-from sagakit.coordinator.replay import Limits
+from sagakit.coordinator.ledger import Limits
 from sagakit.definition.registry import Registry
 from sagakit.definition.retry import RetryPolicy
 from sagakit.definition.step import TaskFunction

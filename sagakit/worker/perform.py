@@ -13,7 +13,7 @@ from celery.exceptions import Retry
 
 from sagakit.clock import utcnow
 from sagakit.codec import bounded
-from sagakit.coordinator.replay import Limits
+from sagakit.coordinator.ledger import Limits
 from sagakit.definition.retry import RetryPolicy
 from sagakit.definition.step import Compensation, Happened, NotHappened, Probe, Step, TaskFunction
 from sagakit.errors import ErrorInfo, NotDecodable, SagakitError, describe

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from sagakit.clock import duration
 from sagakit.codec import to_python
-from sagakit.coordinator.replay import Limits
+from sagakit.coordinator.ledger import Limits
 from sagakit.definition.retry import RetryPolicy
 from sagakit.definition.saga import SagaDefinition
 from sagakit.definition.step import TaskFunction
@@ -138,7 +138,9 @@ class StepTask(Task):
         if isinstance(raised, Retry) and not isinstance(raised, StepRetry):
             raise raised  # Celery's own, which has sent the message or wants none sent
         cause = raised.exc if isinstance(raised, StepRetry) else raised
-        raise super().retry(exc=cause, countdown=again.delay.total_seconds(), max_retries=self.policy.max_retries)
+        raise super().retry(
+            exc=cause, countdown=again.delay.total_seconds(), max_retries=self.policy.max_retries
+        )
 
     def apply_async(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         """Send it as an ordinary task, outside any saga; its arguments are encoded by their declared types."""

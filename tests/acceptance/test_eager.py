@@ -142,6 +142,7 @@ def _current_app_kept() -> Iterator[None]:
 def test_a_worker_in_a_thread(ledger_url: str, pool: str) -> None:
     """``start_worker``, which is what ``celery.contrib.pytest``'s ``celery_worker`` uses, runs sagas."""
     app = Celery("inside", broker="memory://", set_as_current=False)
+    app.conf.broker_transport_options = {"polling_interval": 0.02}
     kit = SagaKit(app, database_url=ledger_url)
 
     @kit.step

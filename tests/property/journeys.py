@@ -7,8 +7,8 @@ from typing import Any
 
 from sagakit.account import happened
 from sagakit.coordinator.decide import decide
-from sagakit.coordinator.ledger import Decision, SagaRow, StepRow
-from sagakit.coordinator.replay import Limits, Replay, bounded_arguments
+from sagakit.coordinator.ledger import Decision, Limits, SagaRow, StepRow
+from sagakit.coordinator.replay import Replay
 from sagakit.definition.step import Step
 from sagakit.states import OPEN_STEP_STATES, TASK_KINDS, TERMINAL_SAGA_STATES, Kind, SagaState, StepState
 from tests.property.programs import Program, PropertyShop
@@ -112,7 +112,7 @@ class Journey:
             [],
             False,
         )
-        assert replay.commands == self.ledger.commands, "a run from scratch issues the same in the same order"
+        assert replay.told == self.ledger.commands, "a run from scratch issues the same in the same order"
 
     def _check_abandoned(self) -> None:
         """The body has ended: what it never saw the outcome of is abandoned, and nothing else."""
@@ -159,19 +159,21 @@ class WatchedReplay(Replay):
     """A replay that remembers the arguments of every step, those the ledger has already included."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.seen: dict[str, str] = {}
         super().__init__(*args, **kwargs)
+        self.seen: dict[str, str] = {}
+        self._issue_step = self.commands.issue_step
+        self.commands.issue_step = self._watch  # type: ignore[method-assign]
 
-    def issue_step(self, step: Step[..., Any], args: Any, kwargs: Any, line: Any) -> Any:
-        future = super().issue_step(step, args, kwargs, line)
-        self.seen[next(reversed(self._commands))] = bounded_arguments(step, args, kwargs, self.limits)
+    def _watch(self, step: Step[..., Any], args: Any, kwargs: Any, line: Any) -> Any:
+        future = self._issue_step(step, args, kwargs, line)
+        self.seen[list(self.commands)[-1].key] = step.signature.arguments.dumps(args, kwargs)
         return future
 
     @property
-    def commands(self) -> list[Command]:
+    def told(self) -> list[Command]:
         return [
-            (command.position, key, str(command.kind), command.name, self.seen.get(key))
-            for key, command in self._commands.items()
+            (command.position, command.key, str(command.kind), command.name, self.seen.get(command.key))
+            for command in self.commands
         ]
 
 

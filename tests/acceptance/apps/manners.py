@@ -63,7 +63,7 @@ app.conf.task_annotations = {
     f"{__name__}.limited": {"rate_limit": "5/s"},
     f"{__name__}.annotated": {"max_retries": 1, "default_retry_delay": 0},
 }
-kit = SagaKit(app)
+kit = SagaKit(app, sweep_interval="1s")
 
 
 class Call(BaseModel):

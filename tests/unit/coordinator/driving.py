@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from sagakit.coordinator.commands import python_version
 from sagakit.coordinator.decide import decide
-from sagakit.coordinator.ledger import Decision, NewRow, SagaRow, StepRow
-from sagakit.coordinator.replay import Limits, Progress, Replay, python_version
+from sagakit.coordinator.ledger import Decision, Limits, NewRow, SagaRow, StepRow
+from sagakit.coordinator.replay import Progress, Replay
 from sagakit.definition.options import step_options
 from sagakit.definition.registry import Registry
 from sagakit.definition.saga import SagaDefinition

@@ -44,8 +44,8 @@ def run(deed: Callable[[], Any]) -> Ledger:
     return Ledger.of(StandInKit().saga(body))
 
 
-def executor() -> None:
-    concurrent.futures.ThreadPoolExecutor().submit(print)
+POOL = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+POOL.submit(int).result()  # its thread runs already, so none is started when it is used
 
 
 DEEDS: list[tuple[str, Callable[[], Any], str]] = [
@@ -76,7 +76,8 @@ DEEDS: list[tuple[str, Callable[[], Any], str]] = [
     ("fork", lambda: os.fork() or os._exit(0), "forked the process"),
     ("multiprocessing", lambda: multiprocessing.Process(target=print).start(), "forked the process"),
     ("thread", lambda: threading.Thread(target=print).start(), "started a thread"),
-    ("executor", executor, "started a thread"),
+    ("executor", lambda: POOL.submit(int).result(), "used an executor"),
+    ("wrapped", lambda: asyncio.wrap_future(POOL.submit(int)), "used an executor"),
     ("kill", lambda: os.kill(os.getpid(), 0), "sent a signal"),
 ]
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sagakit.coordinator.context import Saga
-from sagakit.coordinator.replay import Limits
+from sagakit.coordinator.ledger import Limits
 from sagakit.errors import (
     BodyDoesNotYield,
     BodyWaitsInVain,
