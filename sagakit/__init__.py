@@ -5,7 +5,7 @@ from sagakit.client.handle import SagaHandle
 from sagakit.client.operating import PlannedUndo, ReplayPlan
 from sagakit.client.startable import StartableSaga
 from sagakit.coordinator.context import Saga
-from sagakit.coordinator.loop import StepFuture
+from sagakit.coordinator.futures import StepFuture
 from sagakit.decorators import shared_saga, shared_step
 from sagakit.definition.step import Happened, NotHappened, Step
 from sagakit.errors import ErrorInfo, SagakitError, StepCancelled, StepError, StepFailed, StepUnknown

@@ -8,8 +8,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sagakit.codec import bounded
+from sagakit.coordinator.futures import StepFuture
 from sagakit.coordinator.ledger import Limits, NewRow, SagaRow, StepRow, Undo
-from sagakit.coordinator.loop import LedgerLoop, StepFuture
+from sagakit.coordinator.loop import LedgerLoop
 from sagakit.definition.saga import SagaDefinition
 from sagakit.definition.step import Step
 from sagakit.errors import LedgerTooLong, NonDeterminismError, SagakitError, UseAStep

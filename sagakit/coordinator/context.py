@@ -6,7 +6,7 @@ import uuid
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
-from sagakit.coordinator.loop import StepFuture
+from sagakit.coordinator.futures import StepFuture
 from sagakit.definition.step import Compensation, Probe, Step
 from sagakit.errors import UseAStep
 

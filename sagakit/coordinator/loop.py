@@ -11,17 +11,16 @@ beyond collecting callbacks in order:
 
 import asyncio
 import contextvars
-import gc
 import sys
-import threading
 from asyncio import events
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, TypeVarTuple, Unpack, cast
-from weakref import ref
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn, TypeVar, TypeVarTuple, Unpack, cast
 
 from sagakit.coordinator import guard
+from sagakit.coordinator.futures import Commands, OrderedFuture, OrderedTask
+from sagakit.coordinator.generators import OpenGenerators, aclose
 from sagakit.errors import BodyDoesNotYield, UseAStep
 
 R = TypeVar("R")
@@ -29,107 +28,6 @@ Ts = TypeVarTuple("Ts")
 
 _MAX_CALLBACKS = 1_000_000
 """Callbacks one drain may run: far beyond any real body, so only one that spins gets there."""
-
-
-class Commands(Protocol):
-    """Who is told of what the body does."""
-
-    def timer_set(self, handle: asyncio.TimerHandle) -> None: ...
-
-    def timer_cancelled(self, handle: asyncio.TimerHandle) -> None: ...
-
-    def step_abandoned(self, future: "StepFuture[Any]") -> None: ...
-
-    @property
-    def faulty(self) -> bool: ...
-
-
-class _Ordered:
-    """Hashes by creation number, the same in every replay."""
-
-    _number: int
-
-    def __hash__(self) -> int:
-        return self._number
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-
-class OrderedFuture(_Ordered, asyncio.Future[R]):
-    """A future of the ledger loop."""
-
-    def __init__(self, *, loop: "LedgerLoop") -> None:
-        self._number = loop.next_number()
-        super().__init__(loop=loop)
-
-    __hash__ = _Ordered.__hash__
-    __eq__ = _Ordered.__eq__
-
-
-class OrderedTask(_Ordered, asyncio.Task[R]):
-    """A task of the ledger loop. ``path`` names it by its place in the tree of tasks, the same in every replay."""
-
-    def __init__(
-        self, coro: Coroutine[Any, Any, R], *, loop: "LedgerLoop", path: tuple[int, ...], **kw: Any
-    ) -> None:
-        self._number = loop.next_number()
-        self.path = path
-        self.children = 0
-        self.commands = 0
-        super().__init__(coro, loop=loop, **kw)
-
-    __hash__ = _Ordered.__hash__
-    __eq__ = _Ordered.__eq__
-
-
-if TYPE_CHECKING:
-
-    class StepFuture(asyncio.Future[R], Coroutine[Any, Any, R]):
-        """What ``saga.step`` returns: awaitable, and good for ``gather``, ``wait`` and ``create_task`` alike."""
-
-        awaited: bool
-        line: tuple[str, int]
-
-        def __init__(self, *, loop: "LedgerLoop", commands: Commands, line: tuple[str, int]) -> None: ...
-        def send(self, value: Any, /) -> Any: ...
-        def throw(self, *args: Any) -> Any: ...
-        def close(self) -> None: ...
-
-else:
-
-    class StepFuture(OrderedFuture):
-        """What ``saga.step`` returns: a future that knows whether anybody waits for it."""
-
-        def __init__(self, *, loop, commands, line):
-            super().__init__(loop=loop)
-            self._commands = commands
-            self.awaited = False
-            self.line = line
-
-        def __await__(self):
-            self.awaited = True
-            return super().__await__()
-
-        __iter__ = __await__
-
-        def add_done_callback(self, callback, *, context=None):
-            self.awaited = True
-            super().add_done_callback(callback, context=context)
-
-        def result(self):
-            self.awaited = True
-            return super().result()
-
-        def exception(self):
-            self.awaited = True
-            return super().exception()
-
-        def cancel(self, msg=None):
-            landed = super().cancel(msg)
-            if landed:
-                self._commands.step_abandoned(self)
-            return landed
 
 
 class LedgerLoop(asyncio.AbstractEventLoop):
@@ -144,8 +42,7 @@ class LedgerLoop(asyncio.AbstractEventLoop):
         self._created = 0
         self._orphans = 0
         self._context = contextvars.Context()
-        self._generators: dict[int, tuple[int, ref[AsyncGenerator[Any, Any]]]] = {}
-        self._garbage: list[tuple[int, AsyncGenerator[Any, Any]]] = []
+        self._generators = OpenGenerators(self.next_number, self._close_unheld)
         self.tasks: list[OrderedTask[Any]] = []
         self._stopping = False
         self.now = 0.0
@@ -161,12 +58,8 @@ class LedgerLoop(asyncio.AbstractEventLoop):
         Raises:
             BodyDoesNotYield: the body spins.
         """
-        previous = events._get_running_loop()
-        hooks = sys.get_asyncgen_hooks()
-        events._set_running_loop(self)
-        sys.set_asyncgen_hooks(firstiter=self._keep_generator, finalizer=self._close_generator)
-        try:
-            count = 0
+        count = 0
+        with self._running():
             while self._ready and not self._commands.faulty:
                 batch, self._ready = self._ready, deque()
                 count += len(batch)
@@ -178,8 +71,16 @@ class LedgerLoop(asyncio.AbstractEventLoop):
                     raise BodyDoesNotYield(
                         f"the body ran {count:,} callbacks without waiting for a step or a timer: it spins"
                     )
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Be this thread's running loop, and the one its async generators report to."""
+        previous = events._get_running_loop()
+        events._set_running_loop(self)
+        try:
+            with self._generators.watched():
+                yield
         finally:
-            sys.set_asyncgen_hooks(*hooks)
             events._set_running_loop(previous)
 
     def _run(self, batch: deque[asyncio.Handle]) -> None:
@@ -189,9 +90,8 @@ class LedgerLoop(asyncio.AbstractEventLoop):
                 if not handle.cancelled():
                     handle._run()
         finally:
-            self._ready.extendleft(
-                reversed(batch)
-            )  # a SystemExit passed through: the rest is still to be run
+            # Where a SystemExit passed through, the rest is still to be run.
+            self._ready.extendleft(reversed(batch))
 
     def start(self, coro: Coroutine[Any, Any, R]) -> OrderedTask[R]:
         """Begin the body, in a fresh context: no decimal precision or other variable of the worker leaks in."""
@@ -215,33 +115,24 @@ class LedgerLoop(asyncio.AbstractEventLoop):
 
     def close_generators(self) -> list[OrderedTask[Any]]:
         """Close the async generators the body left open, as ``asyncio.run`` does; return the tasks that do it."""
-        left = [
-            (number, generator)
-            for number, kept in self._generators.values()
-            if (generator := kept()) is not None
-        ]
-        left = sorted(left + self._garbage, key=lambda numbered: numbered[0])
-        self._generators, self._garbage = {}, []
-        return [self.create_task(_aclose(generator), context=self._context) for _, generator in left]
+        left = self._generators.take()
+        return [self.create_task(aclose(generator), context=self._context) for generator in left]
+
+    def _close_unheld(self, generator: AsyncGenerator[Any, Any]) -> None:
+        if not self.dead:
+            self.create_task(aclose(generator))
 
     def close(self) -> None:
         """Throw the body away. Python runs its ``finally`` blocks; the commands they issue are refused."""
         self.dead = True
-        previous = events._get_running_loop()
-        hooks = sys.get_asyncgen_hooks()
-        events._set_running_loop(self)
-        sys.set_asyncgen_hooks(firstiter=self._keep_generator, finalizer=self._close_generator)
-        try:
+        with self._running():
             for task in self.tasks:
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
                 # asyncio keeps every task in one set for the process, where those of all loops have the same hashes:
                 # left to the garbage collector, they would make it slow.
                 asyncio.tasks._unregister_task(task)
                 _throw_away(task.get_coro())
-        finally:
-            self.tasks.clear()
-            sys.set_asyncgen_hooks(*hooks)
-            events._set_running_loop(previous)
+        self.tasks.clear()
 
     def next_number(self) -> int:
         """The creation number of the next future or task."""
@@ -333,38 +224,10 @@ class LedgerLoop(asyncio.AbstractEventLoop):
     def get_task_factory(self) -> None:
         return None
 
-    def _keep_generator(self, generator: AsyncGenerator[Any, Any]) -> None:
-        self._generators[id(generator)] = (self.next_number(), ref(generator))
-
-    def _close_generator(self, generator: AsyncGenerator[Any, Any]) -> None:
-        """Nobody holds a generator any more: close it, now or when the body ends."""
-        if self.dead:
-            return
-        number, _ = self._generators.pop(id(generator))
-        if threading.get_ident() in _collecting:
-            # In which moment the garbage collector finds a cycle, and in which thread, differs from run to run.
-            self._garbage.append((number, generator))
-        else:
-            self.create_task(_aclose(generator))
-
 
 async def _wait_for(future: "asyncio.Future[R]") -> R:
     return await future
 
-
-async def _aclose(generator: AsyncGenerator[Any, Any]) -> None:
-    await generator.aclose()
-
-
-_collecting: set[int] = set()
-"""Threads in which the garbage collector is at work."""
-
-
-def _watch_collector(phase: str, info: dict[str, int]) -> None:
-    (_collecting.add if phase == "start" else _collecting.discard)(threading.get_ident())
-
-
-gc.callbacks.append(_watch_collector)
 
 _MAX_AWAITS = 1000
 """How often a coroutine that is thrown away may wait for something in its ``finally`` blocks."""
@@ -425,5 +288,3 @@ def _refuse_the_rest() -> None:
 
 
 _refuse_the_rest()
-
-__all__ = ["Commands", "LedgerLoop", "OrderedTask", "StepFuture"]

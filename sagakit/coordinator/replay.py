@@ -8,8 +8,8 @@ from typing import Any
 
 from sagakit.coordinator.commands import COMMAND_KINDS, Command, CommandLog
 from sagakit.coordinator.context import Saga
+from sagakit.coordinator.futures import OrderedTask
 from sagakit.coordinator.ledger import Limits, NewRow, Resolution, SagaRow, StepRow
-from sagakit.coordinator.loop import OrderedTask
 from sagakit.definition.saga import SagaDefinition
 from sagakit.errors import BodyWaitsInVain, StepCancelled, StepFailed, StepNotAwaited, StepUnknown
 from sagakit.states import OPEN_STEP_STATES, Kind, StepState

@@ -3,13 +3,14 @@
 import asyncio
 import unittest.mock
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery import Celery
+from celery.exceptions import Retry
 from pydantic import BaseModel
 
 from sagakit import (
@@ -424,3 +425,23 @@ def test_inside_a_running_loop(shop: SimpleNamespace) -> None:
         return isinstance(outcome, Completed)
 
     assert asyncio.run(async_test())
+
+
+@pytest.mark.parametrize(("when", "waits"), [(90, 90), (None, 180), ("eta", 3600)])
+def test_celery_s_own_retry(kit: SagaKit, when: Any, waits: int) -> None:
+    """A step written for Celery raises Celery's ``Retry``, with seconds or a time, or leaves the wait to its options."""
+
+    @kit.step(max_retries=1)
+    def charge() -> int:
+        if current_step.attempt == 1:
+            at = datetime.now(UTC) + timedelta(hours=1) if when == "eta" else when
+            raise Retry(exc=OSError("not yet"), when=at)
+        return 5
+
+    @kit.saga
+    async def checkout(saga: Saga) -> int:
+        return await saga.step(charge)
+
+    run = run_saga(checkout)
+    assert isinstance(run.outcome, Completed)
+    assert run.calls[1].at.total_seconds() == pytest.approx(waits, abs=5)
