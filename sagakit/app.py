@@ -1,7 +1,7 @@
 """``SagaKit``: the composition root, where a Celery app, a ledger and the definitions come together."""
 
 from collections.abc import Collection, Iterable, Mapping
-from datetime import datetime
+from datetime import timedelta
 from functools import cached_property
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -365,7 +365,7 @@ class SagaKit(Declaring):
 
     def sweep(
         self, *, idle: bool, queues: Collection[str], leases_trusted: bool, notices: Collection[Notice]
-    ) -> datetime | None:
+    ) -> timedelta | None:
         """Sweep once."""
         around = Surroundings(
             idle=idle, queues=queues, newest=board.newest, leases_trusted=leases_trusted, notices=notices

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 
 from sagakit import probes
 from sagakit.definition.registry import Registry
@@ -24,7 +25,7 @@ TIMED_OUT = "sagakit.TimeLimitExceeded"
 REVOKED = "sagakit.Revoked"
 EXPIRED = "sagakit.Expired"
 
-OVERTAKEN = timedelta(seconds=30)
+OVERTAKEN = timedelta(seconds=10)
 """A message is taken for lost once others, sent this much later to the same queue, have been received."""
 
 
@@ -62,19 +63,30 @@ class Sweep:
         self._routing = routing
         self._settings = settings
 
-    def run(self, around: Surroundings) -> datetime | None:
-        """Look once; return when something is due next, if that is known."""
-        for notice in around.notices:
-            self._handle(notice)
-        self._cancel_expired()
-        self._stop_overdue()
+    def run(self, around: Surroundings) -> timedelta | None:
+        """Look once; return how long it is until something is due, if that is known.
+
+        Raises:
+            Exception: the first fault there was; the other parts have been run all the same, for a row that cannot
+                be dealt with must not stand in the way of all others.
+        """
+        parts: list[Callable[[], None]] = [partial(self._handle, notice) for notice in around.notices]
+        parts += [self._cancel_expired, self._stop_overdue]
         if around.leases_trusted:
-            self._free_orphaned()
-        self._send_steps(around)
-        self._wake_unfed()
-        self._send_advances(around)
+            parts.append(self._free_orphaned)
+        parts += [partial(self._send_steps, around), self._wake_unfed, partial(self._send_advances, around)]
+        fault: Exception | None = None
+        for part in parts:
+            try:
+                part()
+            except Exception as exc:
+                fault = fault or exc
+        if fault is not None:
+            raise fault
         with self._store.read() as tx:
-            return tx.queries.next_due()
+            due = tx.queries.next_due()
+            # By the database's clock on both sides: this machine's own may be off.
+            return due - tx.now() if due is not None else None
 
     # Rows that will not go on by themselves.
 
@@ -193,7 +205,7 @@ class Sweep:
                         queues=[queue],
                         presume_lost=True,
                     )
-        self._publisher.publish(
+        sent = self._publisher.publish(
             StepEnvelope(
                 saga_id=step.saga_id,
                 saga_name=step.saga_name,
@@ -208,6 +220,10 @@ class Sweep:
             )
             for step in due
         )
+        if not sent:
+            # What never left must not wait as long as what may be lost on its way.
+            with self._store.begin() as tx:
+                tx.steps.not_sent(due)
 
     @staticmethod
     def _overtaken(around: Surroundings, now: datetime) -> list[tuple[str, timedelta]]:
@@ -241,7 +257,10 @@ class Sweep:
                 republish_max=max(patience or timedelta(0), self._settings.republish_max),
                 presume_lost=patience is not None,
             )
-        self._publisher.publish(
+        sent = self._publisher.publish(
             AdvanceEnvelope(saga_id=saga.id, saga_name=saga.name, priority=saga.priority, sent_at=now)
             for saga in due
         )
+        if not sent:
+            for saga in due:
+                self._wake(saga.id)

@@ -1,6 +1,6 @@
 """``saga_step`` rows as the sweep finds them: unpublished, doubtful, orphaned, overdue, expired, not yet fed."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -99,6 +99,11 @@ class SweepStatements:
             "due_at",
             f", due_at = {d.now}",
         )
+        # Only while nobody has claimed it or given it a new token.
+        self.not_sent = sql.do(
+            f"UPDATE {sql.step} SET publishes = 0, published_at = NULL, due_at = COALESCE(due_at, {d.now})"
+            f" WHERE saga_id = :saga_id AND position = :position AND {CLAIMABLE} AND token = :token"
+        )
         # A saga that is locked is being advanced: whoever holds it looks for unfed outcomes before it lets go.
         self.unfed = sql.rows(
             f"SELECT s.id FROM {sql.saga} AS s WHERE s.state IN ({quoted(OPEN_SAGA_STATES)}) AND s.id IN"
@@ -185,6 +190,14 @@ class SweepRows(Aggregate):
                 parameters["queues"] = [queue or "" for queue in queues]
                 rows += self._connection.execute(self._sweep.due_again_on, parameters)
         return _due_steps(rows)
+
+    def not_sent(self, steps: Sequence[DueStep]) -> None:
+        """Take back the count of a publish that failed: the next sweep sends these rows, whatever their back-off."""
+        if steps:
+            self._each(
+                self._sweep.not_sent,
+                [{"saga_id": step.saga_id, "position": step.position, "token": step.token} for step in steps],
+            )
 
     def hurry(self, saga_id: str) -> list[DueStep]:
         """Make everything of a saga that waits for a time due now, and take it (``task_always_eager``)."""

@@ -3,7 +3,7 @@
 import os
 import socket
 from collections.abc import Collection
-from datetime import datetime
+from datetime import timedelta
 from typing import Any, Protocol
 
 import click
@@ -34,7 +34,7 @@ class WorkerRuntime(Protocol):
 
     def sweep(
         self, *, idle: bool, queues: Collection[str], leases_trusted: bool, notices: Collection[Notice]
-    ) -> datetime | None: ...
+    ) -> timedelta | None: ...
 
 
 class SagaWorker(bootsteps.StartStopStep):

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
-from datetime import UTC, datetime
+from datetime import timedelta
 from typing import Protocol
 
 from celery.worker import state as worker_state
@@ -26,7 +26,7 @@ _LEAST_PAUSE = 0.05
 
 
 class RunSweep(Protocol):
-    """Sweeps once; returns when something is due next."""
+    """Sweeps once; returns how long it is until something is due."""
 
     def __call__(
         self,
@@ -35,7 +35,7 @@ class RunSweep(Protocol):
         queues: Collection[str],
         leases_trusted: bool,
         notices: Collection[Notice],
-    ) -> datetime | None: ...
+    ) -> timedelta | None: ...
 
 
 class Keeper:
@@ -121,30 +121,30 @@ class Keeper:
                     self._up_since = time.monotonic()
 
     def _sweep_on(self) -> None:
-        next_due: datetime | None = None
+        due_in: timedelta | None = None
         while not self._stopped.is_set():
             notices = board.take()
             try:
-                next_due = self._sweep(
+                due_in = self._sweep(
                     idle=self._is_idle(),
                     queues=frozenset(self._queues()),
                     leases_trusted=self._until_trusted() <= 0,
                     notices=notices,
                 )
             except Exception as exc:
-                next_due = None
+                due_in = None
                 if isinstance(exc, OperationalError | InterfaceError | PoolTimeout):
                     # Nobody else would ever speak for their rows: this worker's lease lives.
                     board.put_back(notices)
                 log = logger.warning if isinstance(exc, SQLAlchemyError) else logger.exception
                 log("the sweep failed and will be repeated: %s", exc)
-            self._rest(next_due)
+            self._rest(due_in)
 
-    def _rest(self, next_due: datetime | None) -> None:
+    def _rest(self, due_in: timedelta | None) -> None:
         """Wait until something is due, somebody wakes the sweep, or its interval is over."""
         rest = self._settings.sweep_interval.total_seconds()
-        if next_due is not None:
-            rest = min(rest, (next_due - datetime.now(UTC)).total_seconds())
+        if due_in is not None:
+            rest = min(rest, due_in.total_seconds())
         if self._up_since is not None and (until := self._until_trusted()) > 0:
             rest = min(rest, until)
         end = time.monotonic() + max(rest, _LEAST_PAUSE)

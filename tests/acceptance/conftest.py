@@ -5,11 +5,17 @@ from contextlib import closing
 
 import pytest
 
-from tests.acceptance.stage import Stage, staged
+from tests.acceptance.stage import Stage, shared_definitions_kept, staged
 from tests.cluster import services
 from tests.cluster.effects import Effects
 from tests.cluster.postgres import fresh_name
 from tests.cluster.redis import RedisServer
+
+
+@pytest.fixture(autouse=True)
+def _shared_definitions_kept() -> Iterator[None]:
+    with shared_definitions_kept():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -124,7 +124,7 @@ def staged(name: str, folder: Path, *, broker_url: str, ledger_url: str, effects
     logs = folder / "logs"
     logs.mkdir()
     cluster = Cluster(env=env, logs=logs)
-    with pytest.MonkeyPatch.context() as patch, _shared_definitions_kept():
+    with pytest.MonkeyPatch.context() as patch, shared_definitions_kept():
         for variable, value in env.items():
             patch.setenv(variable, value)
         path = f"{APPS}.{name}"
@@ -141,7 +141,7 @@ def staged(name: str, folder: Path, *, broker_url: str, ledger_url: str, effects
 
 
 @contextmanager
-def _shared_definitions_kept() -> Iterator[None]:
+def shared_definitions_kept() -> Iterator[None]:
     """Forget the definitions that the block shares with every kit: there are other kits in this process."""
     before = [(kept, kept.copy()) for kept in (shared._declared, shared._followers)]
     tasks = set(state._on_app_finalizers)  # what @app.task shares

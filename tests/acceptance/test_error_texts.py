@@ -17,7 +17,6 @@ from celery import _state as state
 from pydantic import BaseModel, SecretStr
 
 from sagakit import Saga, SagaFailed, SagaKit, StepError, StepFailed, current_step, shared_saga, shared_step
-from sagakit.definition.registry import shared
 from sagakit.errors import (
     BodyWaitsInVain,
     ConfigurationError,
@@ -89,14 +88,6 @@ def kit(sqlite_ledger_url: str) -> Iterator[Kit]:
 @pytest.fixture(autouse=True)
 def _bare_current_app(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state._tls, "current_app", Celery("bare", set_as_current=False))
-
-
-@pytest.fixture(autouse=True)
-def _shared_kept() -> Iterator[None]:
-    before = [(kept, kept.copy()) for kept in (shared._declared, shared._followers)]
-    yield
-    for kept, content in before:
-        kept[:] = content
 
 
 def plain(number: int) -> str:

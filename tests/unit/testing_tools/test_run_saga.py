@@ -429,7 +429,7 @@ def test_inside_a_running_loop(shop: SimpleNamespace) -> None:
 
 @pytest.mark.parametrize(("when", "waits"), [(90, 90), (None, 180), ("eta", 3600)])
 def test_celery_s_own_retry(kit: SagaKit, when: Any, waits: int) -> None:
-    """A step written for Celery raises Celery's ``Retry``, with seconds or a time, or leaves the wait to its options."""
+    """A step written for Celery raises ``Retry``, with seconds or a time, or leaves the wait to its options."""
 
     @kit.step(max_retries=1)
     def charge() -> int:

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -41,7 +41,7 @@ class Kept:
     def __init__(self, store: FragileStore, **settings: float) -> None:
         self.store = store
         self.calls: list[dict[str, Any]] = []
-        self.next_due: datetime | None = None
+        self.due_in: timedelta | None = None
         self.failure: Exception | None = None
         self.has_room = True
         self.identity = Identity()
@@ -57,11 +57,11 @@ class Kept:
             has_room=lambda: self.has_room,
         )
 
-    def _sweep(self, **around: Any) -> datetime | None:
+    def _sweep(self, **around: Any) -> timedelta | None:
         self.calls.append(around)
         if self.failure is not None:
             raise self.failure
-        return self.next_due
+        return self.due_in
 
     def live(self) -> list[str]:
         """Workers whose lease runs."""
@@ -137,10 +137,10 @@ def test_the_sweep_sleeps_until_something_is_due_or_it_is_poked(make: Callable[.
     """Not to the end of its interval, if it knows better."""
     kept = make(lease=60)
     wait_until(lambda: len(kept.calls) == 1, what="the first sweep")
-    kept.next_due = datetime.now(UTC) + timedelta(milliseconds=150)
+    kept.due_in = timedelta(milliseconds=150)
     kept.identity.poke()
     wait_until(lambda: len(kept.calls) == 2, what="the sweep that was woken")
-    kept.next_due = None
+    kept.due_in = None
     wait_until(lambda: len(kept.calls) == 3, what="the sweep at the due time")
     assert kept.calls[-1]["queues"] == {"celery"}
 
