@@ -109,6 +109,13 @@ class NonDeterminismError(SagakitError):
         self.expected = expected
         self.found = found
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild_divergence, (str(self), self.expected, self.found)
+
+
+def _rebuild_divergence(message: str, expected: str, found: str) -> NonDeterminismError:
+    return NonDeterminismError(message, expected=expected, found=found)
+
 
 def _rebuild(cls: "type[StepError]", fields: dict[str, Any]) -> "StepError":
     return cls(**fields)

@@ -76,6 +76,9 @@ class SagaFailed(SagakitError):
         self.outcome = outcome
         super().__init__(self._tell())
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SagaFailed, (self.outcome,)
+
     def _tell(self) -> str:
         outcome = self.outcome
         why = f" at step {outcome.failed_step}" if outcome.failed_step else ""

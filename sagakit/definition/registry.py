@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
+from weakref import WeakMethod
 
 from sagakit.definition.saga import SagaDefinition
 from sagakit.definition.step import Compensation, Probe, Step, TaskFunction
@@ -137,19 +138,23 @@ class SharedDefinitions:
 
     def __init__(self) -> None:
         self._declared: list[Declaration] = []
-        self._followers: list[Callable[[Declaration], None]] = []
+        # Weakly: an app that nobody needs any more must not live on because it once had a kit.
+        self._followers: list[WeakMethod[Callable[[Declaration], None]]] = []
 
     def declare(self, definition: Declaration) -> None:
         """Hand a new definition to every kit there is, and keep it for those to come."""
-        for follower in self._followers:
-            follower(definition)
+        for reference in self._followers:
+            follower = reference()
+            if follower is not None:
+                follower(definition)
         self._declared.append(definition)
 
     def follow(self, follower: Callable[[Declaration], None]) -> None:
-        """Receive every shared definition, past and future."""
+        """Have a bound method receive every shared definition, past and future, as long as its object lives."""
         for definition in self._declared:
             follower(definition)
-        self._followers.append(follower)
+        self._followers = [reference for reference in self._followers if reference() is not None]
+        self._followers.append(WeakMethod(follower))
 
 
 shared = SharedDefinitions()

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from pydantic import PydanticUserError, TypeAdapter
 from pydantic.errors import PydanticSchemaGenerationError
 
-from sagakit.codec import Codec, PlainJson, build_adapter, build_fields_adapter
+from sagakit.codec import Codec, PlainJson, build_adapter, build_fields_adapter, to_python
 from sagakit.errors import DefinitionError, InvalidInput, NotDecodable
 
 MISSING = inspect.Parameter.empty
@@ -159,7 +159,20 @@ class ArgumentCodec:
         Raises:
             NotDecodable: the stored arguments no longer fit the signature.
         """
-        values = self._codec.loads(text)
+        return self._spread(self._codec.loads(text))
+
+    def plain(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call as plain JSON values, for a message of Celery's own.
+
+        Raises:
+            InvalidInput: they do not fit the signature or its types.
+            NotEncodable: JSON cannot hold one of them.
+        """
+        return self._spread(to_python(self.dumps(args, kwargs)))
+
+    def _spread(self, values: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
         for name, parameter in self._signature.parameters.items():

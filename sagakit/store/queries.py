@@ -87,8 +87,10 @@ class QueryStatements:
             f"SELECT (SELECT min(wake_at) FROM {sql.saga} WHERE {OPEN} AND wake_at IS NOT NULL AND publishes = 0),"
             f" (SELECT t.due_at FROM {sql.step} AS t WHERE {CLAIMABLE} AND publishes = 0 AND EXISTS"
             f" (SELECT 1 FROM {sql.saga} AS s WHERE s.id = t.saga_id AND s.state IN ({quoted(OPEN_SAGA_STATES)}))"
-            " ORDER BY t.due_at LIMIT 1)",
-            {"wake_at": TIME, "due_at": TIME},
+            " ORDER BY t.due_at LIMIT 1),"
+            f" (SELECT min(expires_at) FROM {sql.step} WHERE {CLAIMABLE} AND expires_at IS NOT NULL),"
+            f" (SELECT min(deadline_at) FROM {sql.step} WHERE state = 'running')",
+            {"wake_at": TIME, "due_at": TIME, "expires_at": TIME, "deadline_at": TIME},
         )
 
 
@@ -222,7 +224,7 @@ class Queries(Aggregate):
         return found
 
     def next_due(self) -> datetime | None:
-        """When the sweep has something to send that was never sent; may lie in the past."""
+        """When the sweep has something to do: a first sending, an expiry, a time limit; may lie in the past."""
         row: Sequence[datetime | None] = self._connection.execute(self._sql.next_due).one()
         return min((moment for moment in row if moment is not None), default=None)
 

@@ -7,7 +7,7 @@ from typing import Any
 from sagakit.errors import ErrorInfo
 from sagakit.states import OPEN_SAGA_STATES, STEP_TRANSITIONS, TASK_KINDS, Kind, StepState
 from sagakit.store.rows import KINDS, STEP_STATES, dump_error
-from sagakit.store.statements import BOOLEAN, INTEGER, TEXT, Aggregate, Sql
+from sagakit.store.statements import BOOLEAN, FLOAT, INTEGER, TEXT, Aggregate, Sql
 from sagakit.store.tables import quoted
 
 _RUN = "WHERE saga_id = :saga_id AND position = :position AND state = 'running' AND token = :token"
@@ -33,6 +33,7 @@ class Claimed:
         attempt: how often the row was claimed, this time included.
         tainted: an earlier attempt may have taken effect.
         token: the new token; the outcome is recorded under it.
+        time_limit: seconds it may run, or ``None``.
         args: the encoded arguments of a step; ``None`` for a compensation or probe, which look at ``target``.
     """
 
@@ -52,6 +53,7 @@ class Claimed:
     queue: str | None
     priority: int | None
     compensates: int | None
+    time_limit: float | None = None
     target: Target | None = None
 
 
@@ -74,7 +76,7 @@ class AttemptStatements:
             f" AND (t.expires_at IS NULL OR t.expires_at > {d.now}) AND {saga_open}"
             f" RETURNING (SELECT s.name FROM {sql.saga} AS s WHERE s.id = saga_id),"
             f" (SELECT s.version FROM {sql.saga} AS s WHERE s.id = saga_id),"
-            " kind, name, task, attempt, retries, lost, args, queue, priority, compensates, tainted",
+            " kind, name, task, attempt, retries, lost, args, queue, priority, compensates, tainted, time_limit",
             {
                 "saga_name": TEXT,
                 "saga_version": INTEGER,
@@ -89,6 +91,7 @@ class AttemptStatements:
                 "priority": INTEGER,
                 "compensates": INTEGER,
                 "tainted": BOOLEAN,
+                "time_limit": FLOAT,
             },
         )
         self.target = sql.rows(
@@ -160,6 +163,7 @@ class AttemptRows(Aggregate):
             retries=row[6],
             lost=row[7],
             tainted=row[12],
+            time_limit=row[13],
             token=new_token,
             args=row[8],
             queue=row[9],

@@ -155,6 +155,9 @@ class Advancer:
             return self._stick(tx, saga, exc)
         return self._write(tx, locked, rows, decision)
 
+    def _is_soon(self, now: datetime, *times: datetime | None) -> bool:
+        return any(at is not None and at - now < self._soon for at in times)
+
     @staticmethod
     def _reopen(tx: Transaction, saga: SagaRow, rows: Sequence[StepRow], positions: Sequence[int]) -> None:
         """Run compensations and probes once more, as the steps they undo now say."""
@@ -232,5 +235,5 @@ class Advancer:
             look_again=any(row.kind in TASK_KINDS and row.state in OPEN_STEP_STATES for row in rows),
             # A reopened row is due at once and sent by the sweep: it is rare, and its message is all on the row.
             poke=bool(decision.reopened)
-            or (decision.wake_at is not None and decision.wake_at - locked.now < self._soon),
+            or self._is_soon(locked.now, decision.wake_at, *(r.expires_at for r in inserted)),
         )

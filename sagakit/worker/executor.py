@@ -111,6 +111,8 @@ class Executor:
                 owner=owner,
             )
         probes.point("claim.committed")
+        if claimed is not None and claimed.time_limit is not None:
+            self._identity.poke()  # the sweep keeps the time
         return claimed
 
     def _arguments(

@@ -71,7 +71,6 @@ class StepTask(Task):
 
     abstract = True
     typing = False
-    ignore_result = True
     Request = "sagakit.worker.request:StepRequest"
     sagakit_function: TaskFunction[..., Any]
     sagakit_runtime: Runtime
@@ -146,10 +145,10 @@ class StepTask(Task):
         """Send it as an ordinary task, outside any saga; its arguments are encoded by their declared types."""
         function = self.sagakit_function
         function._refuse_in_body("sent with .apply_async()")
-        text = function.signature.arguments.dumps(tuple(args or ()), dict(kwargs or {}))
+        args, kwargs = function.signature.arguments.plain(tuple(args or ()), dict(kwargs or {}))
         if function.options.queue is not None:
             options.setdefault("queue", function.options.queue)  # as a task attribute it is deprecated
-        return super().apply_async((), to_python(text), *more, **options)
+        return super().apply_async(args, kwargs, *more, **options)
 
     def retry(
         self, *args: Any, exc: BaseException | None = None, countdown: Any = None, eta: Any = None, **kw: Any

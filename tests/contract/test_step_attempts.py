@@ -47,6 +47,7 @@ def test_claim_returns_what_a_worker_needs(store: Store, ledger: Ledger) -> None
         queue="payments",
         priority=4,
         compensates=None,
+        time_limit=2.5,
     )
     columns = ledger.columns()
     assert (columns["state"], columns["token"], columns["owner"]) == ("running", "new", "w")

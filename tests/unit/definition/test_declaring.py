@@ -1,11 +1,13 @@
 """What is declared wrongly is an error at definition time that names file, line and the way out."""
 
+import gc
 import inspect
 import threading
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Protocol
+from weakref import ref
 
 import pytest
 from typing_extensions import TypedDict
@@ -720,8 +722,29 @@ def test_saga_by_a_short_name() -> None:
 
 def test_shared_definitions_reach_every_kit(charge: Step[..., Payment]) -> None:
     """A shared definition is for the kits there are and those to come."""
-    shared, early, late = SharedDefinitions(), [], []
-    shared.follow(early.append)
+    shared, early, late = SharedDefinitions(), Follower(), Follower()
+    shared.follow(early.receive)
     shared.declare(charge)
-    shared.follow(late.append)
-    assert early == late == [charge]
+    shared.follow(late.receive)
+    assert early.received == late.received == [charge]
+
+
+def test_shared_definitions_keep_no_kit_alive(charge: Step[..., Payment]) -> None:
+    """A kit that nobody holds any more is forgotten."""
+    shared, follower = SharedDefinitions(), Follower()
+    shared.follow(follower.receive)
+    gone = ref(follower)
+    del follower
+    gc.collect()
+    assert gone() is None
+    shared.declare(charge)
+
+
+class Follower:
+    """Stands for a kit."""
+
+    def __init__(self) -> None:
+        self.received: list[Any] = []
+
+    def receive(self, definition: Any) -> None:
+        self.received.append(definition)
