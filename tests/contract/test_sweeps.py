@@ -62,6 +62,21 @@ def test_due_takes_unsent_rows_once(store: Store, ledger: Ledger) -> None:
     assert ledger.columns("past")["published_at"] >= now
 
 
+def test_not_sent_takes_a_publish_back(store: Store, ledger: Ledger) -> None:
+    """A row whose message could not be sent counts as never sent; one that has moved on since is left alone."""
+    past = ledger.now() - SECOND
+    for saga_id in ("waits", "claimed", "anew"):
+        ledger.row(saga_id, due_at=past, publishes=0)
+    with store.begin() as tx:
+        taken = tx.steps.due(10, republish_after=SECOND, republish_max=SECOND, presume_lost=False)
+        assert tx.steps.claim("claimed", 0, "t0", new_token="new", owner="w") is not None
+    with store.begin() as tx:
+        tx.steps.not_sent([step if step.saga_id != "anew" else replace(step, token="old") for step in taken])
+    assert due(store) == ["waits"]
+    assert ledger.columns("claimed")["publishes"] == 1
+    assert ledger.columns("anew")["publishes"] == 1
+
+
 def test_due_takes_what_workers_run(store: Store, ledger: Ledger) -> None:
     """Steps, compensations and probes are sent; timers are the coordinator's."""
     past = ledger.now() - SECOND

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,9 +22,12 @@ class Outbox:
     """Keeps what is published."""
 
     sent: list[Envelope] = field(default_factory=list)
+    broken: bool = False
 
     def publish(self, envelopes: Iterable[Envelope]) -> bool:
-        """Keep the messages."""
+        """Keep the messages, unless the broker is away."""
+        if self.broken:
+            return not list(envelopes)
         self.sent += envelopes
         return True
 
@@ -63,11 +66,11 @@ class Sweeping:
         routing: Any = SimpleNamespace(coordinator_queue="celery")
         definitions: Any = Definitions()
         outbox: Any = self.outbox
-        self._sweep = Sweep(store, definitions, outbox, routing, self.settings)
+        self.sweep = Sweep(store, definitions, outbox, routing, self.settings)
 
-    def run(self, **around: Any) -> datetime | None:
+    def run(self, **around: Any) -> timedelta | None:
         """Sweep once, as an idle worker of the queue ``celery`` unless told otherwise; say when to look again."""
-        return self._sweep.run(Surroundings(**{"queues": {"celery"}, **around}))
+        return self.sweep.run(Surroundings(**{"queues": {"celery"}, **around}))
 
     def ago(self, seconds: float) -> Any:
         """A time in the past, by the database's clock."""

@@ -29,6 +29,44 @@ class TestMessages:
         sweeping.run(**BUSY)
         assert sweeping.outbox.steps() == []
 
+    def test_what_the_broker_refused_is_sent_by_the_next_sweep(self, sweeping: Sweeping) -> None:
+        """A message that never left does not wait out the back-off of one that may be lost."""
+        token = sweeping.ledger.row(publishes=0, published_at=None, due_at=sweeping.ago(1))
+        sweeping.ledger.saga("t", wake_at=sweeping.ago(1), publishes=0, published_at=None)
+        sweeping.outbox.broken = True
+        for _ in range(3):
+            sweeping.run(**BUSY)
+        sweeping.outbox.broken = False
+        sweeping.run(**BUSY)
+        assert sweeping.outbox.steps() == [("s", 0, token)]
+        assert sweeping.outbox.advances() == ["t"]
+
+    def test_one_part_that_fails_does_not_stop_the_others(
+        self, sweeping: Sweeping, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its fault is raised in the end, once everything else has been seen to."""
+        token = sweeping.ledger.row(publishes=0, published_at=None, due_at=sweeping.ago(1))
+
+        def fail() -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(sweeping.sweep, "_stop_overdue", fail)
+        with pytest.raises(ZeroDivisionError):
+            sweeping.run()
+        assert sweeping.outbox.steps() == [("s", 0, token)]
+
+    @pytest.mark.parametrize("what", ["expires_at", "deadline_at"])
+    def test_a_limit_is_told_in_time(self, sweeping: Sweeping, what: str) -> None:
+        """The sweep looks again when a row expires or runs past its time limit, not at the end of its interval."""
+        limit = {what: sweeping.ago(-3)}
+        if what == "expires_at":
+            sweeping.ledger.row(**limit, **SENT)
+        else:
+            sweeping.ledger.running(**limit)
+        found = sweeping.run(**BUSY, leases_trusted=False)
+        assert found is not None
+        assert timedelta(seconds=1) < found <= timedelta(seconds=3.002)
+
     def test_a_retry_that_is_not_due_waits(self, sweeping: Sweeping) -> None:
         """Nothing is sent before its time."""
         sweeping.ledger.row(publishes=0, published_at=None, due_at=sweeping.ago(-60))
