@@ -38,8 +38,8 @@ $(STAMP): requirements.lock pyproject.toml
 demo: $(STAMP) ## Run the shop (SERVICES=1: on a real Postgres and broker that it starts; ORDERS=file: with orders of your own)
 	@$(BIN)/python -m workers.demo $(if $(SERVICES),--services) $(if $(ORDERS),--orders "$(ORDERS)")
 
-test: $(STAMP) ## Run the tests (ARGS="-k name")
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## Run the tests (ARGS="-k name", JOBS=1: one at a time)
+	$(BIN)/python -m pytest -n $(or $(JOBS),auto) --dist loadfile $(ARGS)
 
 check: $(STAMP) ## Lint, formatting, types, direction of imports
 	$(BIN)/ruff check .

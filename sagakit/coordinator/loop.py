@@ -131,7 +131,7 @@ class LedgerLoop(asyncio.AbstractEventLoop):
                 # asyncio keeps every task in one set for the process, where those of all loops have the same hashes:
                 # left to the garbage collector, they would make it slow.
                 asyncio.tasks._unregister_task(task)
-                _throw_away(task.get_coro())
+                _throw_away(task)
         self.tasks.clear()
 
     def next_number(self) -> int:
@@ -240,12 +240,18 @@ class ThrownAway(BaseException):
     """
 
 
-def _throw_away(coro: Any) -> None:
-    for _ in range(_MAX_AWAITS):
-        if getattr(coro, "cr_frame", None) is None:
-            return
-        with suppress(BaseException):  # it may raise anything while it is torn down, and nobody is to hear it
-            coro.throw(ThrownAway())
+def _throw_away(task: OrderedTask[Any]) -> None:
+    coro: Any = task.get_coro()
+    loop = task.get_loop()
+    asyncio.tasks._enter_task(loop, task)  # what asks for the current task, such as a timeout, finds it
+    try:
+        for _ in range(_MAX_AWAITS):
+            if getattr(coro, "cr_frame", None) is None:
+                return
+            with suppress(BaseException):  # it may raise anything while it is torn down, and nobody is to hear it
+                coro.throw(ThrownAway())
+    finally:
+        asyncio.tasks._leave_task(loop, task)
 
 
 _AS_COMPLETED = ("as_completed", "_AsCompletedIterator")

@@ -10,8 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def main(seed: int, collector: str, naive: bool) -> None:
-    """Read journeys from standard input, and write what each of their advances decides."""
+def main(batch: Path, seed: int, collector: str, naive: bool) -> None:
+    """Read journeys from a file, and write what each of their advances decides."""
     sys.path.insert(0, str(ROOT))
     from tests.unit.coordinator.heaps import clutter, import_core_alone
 
@@ -27,7 +27,7 @@ def main(seed: int, collector: str, naive: bool) -> None:
     elif collector == "off":
         gc.disable()
     rng, kept, found = random.Random(seed), [], []
-    for program, snapshots in pickle.load(sys.stdin.buffer):
+    for program, snapshots in pickle.loads(batch.read_bytes()):
         kept.append(clutter(rng))
         try:
             found.append(decide_again(program, snapshots))
@@ -37,4 +37,4 @@ def main(seed: int, collector: str, naive: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], naive="naive" in sys.argv)
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], naive="naive" in sys.argv)
