@@ -155,7 +155,14 @@ class SagaKit(Declaring):
     @cached_property
     def executor(self) -> Executor:
         """Runs steps."""
-        return Executor(self.store, self.registry, self.advancer, identity, self._limits)
+        return Executor(
+            self.store,
+            self.registry,
+            self.advancer,
+            identity,
+            self._limits,
+            self.settings.max_lost_attempts,
+        )
 
     @cached_property
     def waiter(self) -> OutcomeWaiter:

@@ -26,14 +26,20 @@ def new_worker_id() -> str:
     return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
 
 
-def step_task_id(saga_id: str, position: int) -> str:
+def step_task_id(saga_id: str, position: int, run: int = 0) -> str:
     """The Celery task id of a step: the same over all its attempts, as Celery keeps it over retries."""
-    return f"{saga_id}.{position}"
+    return f"{_instance(saga_id, run)}.{position}"
 
 
-def idempotency_key(saga_id: str, position: int) -> str:
+def idempotency_key(saga_id: str, position: int, run: int = 0) -> str:
     """The key a step hands to the services it calls: the same over all its attempts."""
-    return f"{saga_id}:{position}"
+    return f"{_instance(saga_id, run)}:{position}"
+
+
+def _instance(saga_id: str, run: int) -> str:
+    # A saga that was undone and is started anew is another operation: a service that remembers the first one's key
+    # would answer with what has been undone.
+    return f"{saga_id}~{run}" if run else saga_id
 
 
 def check_saga_id(saga_id: object) -> str:

@@ -113,6 +113,7 @@ STEP_TRANSITIONS: Mapping[StepState, frozenset[StepState]] = {
             StepState.FAILED,  # never started before it expired
             StepState.UNKNOWN,  # withdrawn while an earlier attempt is unaccounted for
             StepState.CANCELLED,
+            StepState.SKIPPED,  # a compensation or probe that was revoked
         }
     ),
     StepState.RUNNING: frozenset(

@@ -40,6 +40,7 @@ class EagerRunner:
                         name=step.name,
                         queue=step.queue,
                         priority=step.priority,
+                        run=step.run,
                     )
                     for step in due
                 )

@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from sagakit.errors import SessionMismatch
+from sagakit.states import TERMINAL_SAGA_STATES
 from sagakit.store import Store, Transaction
 
 logger = logging.getLogger(__name__)
@@ -155,7 +156,9 @@ class AfterCommit:
     def _is_committed(self, pending: _Pending) -> bool:
         try:
             with self._store.read() as tx:
-                return tx.sagas.get(pending.saga_ids[0]) is not None
+                saga = tx.sagas.get(pending.saga_ids[0])
+            # One that has ended is the saga that is being restarted, under the same id.
+            return saga is not None and saga.state not in TERMINAL_SAGA_STATES
         except SQLAlchemyError as exc:
             logger.warning("cannot see whether saga %s was committed: %s", pending.saga_ids[0], exc)
             return False

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from sagakit.client.handle import SagaHandle
 from sagakit.client.starting import IfExists
 from sagakit.clock import Duration
+from sagakit.codec import to_python
 from sagakit.definition.saga import SagaDefinition
 from sagakit.errors import ConfigurationError, UseAStep
 from sagakit.running import in_body
@@ -113,6 +114,17 @@ class StartableSaga(SagaDefinition[In, R]):
         """The saga's Celery task."""
         return self._starter.task(self.name)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """A saga is not called.
+
+        Raises:
+            UseAStep: always; it says how a saga is started.
+        """
+        raise UseAStep(
+            f"{self.label} is a saga: start it with .start(input), or run its body in a test with "
+            "sagakit.testing.run_saga()"
+        )
+
     def delay(self, *args: Any, **kwargs: Any) -> Any:
         """:meth:`start` under Celery's name: writes the saga's row here and now."""
         return self.task.delay(*args, **kwargs)
@@ -121,13 +133,19 @@ class StartableSaga(SagaDefinition[In, R]):
         """:meth:`start` under Celery's name; ``task_id`` becomes the saga's id."""
         return self.task.apply_async(*args, **kwargs)
 
+    def _plain(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The input as JSON values, since a signature may travel in a message of another task."""
+        if len(args) != 1 or not self.takes_input:
+            return args
+        return (to_python(self.input_codec.dumps(args[0])),)
+
     def s(self, *args: Any, **kwargs: Any) -> Any:
         """A Celery signature: for beat, or inside a chain. Run by a worker it starts the saga and returns its id."""
-        return self.task.s(*args, **kwargs)
+        return self.task.s(*self._plain(args), **kwargs)
 
     def si(self, *args: Any, **kwargs: Any) -> Any:
         """An immutable Celery signature."""
-        return self.task.si(*args, **kwargs)
+        return self.task.si(*self._plain(args), **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "registry":

@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal, get_args
+
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from sagakit import probes
 from sagakit.client.session import AfterCommit, SessionJoiner
@@ -18,8 +20,18 @@ from sagakit.ids import check_saga_id, new_saga_id, new_token
 from sagakit.settings import Settings
 from sagakit.states import SagaState
 from sagakit.store import NewSaga, Store, Transaction
+from sagakit.store import schema as ledger_schema
 
 IfExists = Literal["return", "raise", "restart_if_compensated"]
+
+_INSTEAD = {
+    "countdown": "begin the body with `await asyncio.sleep(...)`, which is durable",
+    "eta": "begin the body with `await asyncio.sleep(...)`, which is durable",
+    "expires": "deadline=... is when the saga must have completed",
+    "queue": "the queue is each step's own, and sagakit_coordinator_queue is the coordinator's",
+    "id": "saga_id=... is the saga's id",
+}
+"""What a Celery user may mean by an option that a start does not have."""
 
 _OPTIONS = frozenset({"saga_id", "deadline", "priority", "tags", "if_exists"})
 
@@ -72,9 +84,13 @@ class SagaStarter:
                     tx.connection, [new.id for new in fresh], lambda: self._send(definition, fresh)
                 )
         else:
-            with self._store.begin() as tx:
-                fresh = self._insert(tx, prepared)
-                probes.point("start.commit")
+            try:
+                with self._store.begin() as tx:
+                    fresh = self._insert(tx, prepared)
+                    probes.point("start.commit")
+            except (ProgrammingError, OperationalError):
+                ledger_schema.require(self._store)  # says what to do if the tables are missing
+                raise
             probes.point("start.committed")
             self._send(definition, fresh)
         return [new.id for new, _ in prepared]
@@ -161,7 +177,7 @@ class SagaStarter:
         if options.if_exists == "restart_if_compensated" and existing.state is SagaState.COMPENSATED:
             # The old ledger stays, under an id of its own; only one of two that restart at once moves it.
             tx.sagas.rename(new.id, f"{new.id}~{new_token()}", state_in=frozenset({SagaState.COMPENSATED}))
-            return new.id in tx.sagas.insert([new])
+            return new.id in tx.sagas.insert([replace(new, run=existing.run + 1)])
         if canonical(existing.input or "null") != canonical(new.input or "null"):
             raise SagaIdConflict(
                 f"saga {new.id} exists already with another input: an id stands for one input; choose another id, or "
@@ -200,5 +216,7 @@ def start_options(given: Mapping[str, Any]) -> StartOptions:
     """
     for name in given:
         if name not in _OPTIONS:
-            raise InvalidInput(f"start() has no option {name!r}; {suggest(name, _OPTIONS)}")
+            raise InvalidInput(
+                f"start() has no option {name!r}; {_INSTEAD.get(name) or suggest(name, _OPTIONS)}"
+            )
     return StartOptions(**given)

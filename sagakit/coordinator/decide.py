@@ -134,7 +134,7 @@ def _undo(saga: SagaRow, rows: Sequence[StepRow], progress: Progress, withdraw: 
     next_position = max(taken, default=-1) + 1
     plan = plan_undo(rows, only_abandoned=succeeded, next_position=next_position)
     return Decision(
-        state=_state_after(plan, succeeded),
+        state=_state_after(plan, saga),
         ledger_at=progress.now,
         started_at=progress.started_at,
         last_seq=progress.last_seq,
@@ -183,12 +183,12 @@ def _withdrawn(row: NewRow, progress: Progress) -> NewRow:
     )
 
 
-def _state_after(plan: UndoPlan, succeeded: bool) -> SagaState:
+def _state_after(plan: UndoPlan, saga: SagaRow) -> SagaState:
     if plan.verdict == "waiting":
-        return SagaState.RUNNING if succeeded else SagaState.COMPENSATING
+        return saga.state
     if plan.verdict == "not_undone":
         return SagaState.COMPENSATION_FAILED
-    return SagaState.COMPLETED if succeeded else SagaState.COMPENSATED
+    return SagaState.COMPLETED if saga.error is None else SagaState.COMPENSATED
 
 
 def _explain(raised: BaseException) -> tuple[ErrorInfo, str | None]:

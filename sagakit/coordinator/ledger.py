@@ -55,6 +55,7 @@ class SagaRow:
         revision: changes with every write to the saga; writes are guarded by it.
         body_done: the body has ended (its result or error is on the row) and only undoing is left.
         trouble: why the saga is stuck.
+        run: how often the saga was started again under this id after it had been undone.
     """
 
     id: str
@@ -78,6 +79,7 @@ class SagaRow:
     body_done: bool = False
     priority: int | None = None
     tags: Mapping[str, Any] | None = None
+    run: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

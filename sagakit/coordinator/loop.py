@@ -248,7 +248,8 @@ def _throw_away(task: OrderedTask[Any]) -> None:
         for _ in range(_MAX_AWAITS):
             if getattr(coro, "cr_frame", None) is None:
                 return
-            with suppress(BaseException):  # it may raise anything while it is torn down, and nobody is to hear it
+            # It may raise anything while it is torn down, and nobody is to hear it.
+            with suppress(BaseException):
                 coro.throw(ThrownAway())
     finally:
         asyncio.tasks._leave_task(loop, task)

@@ -12,6 +12,7 @@ from sagakit.coordinator.futures import OrderedTask
 from sagakit.coordinator.ledger import Limits, NewRow, Resolution, SagaRow, StepRow
 from sagakit.definition.saga import SagaDefinition
 from sagakit.errors import BodyWaitsInVain, StepCancelled, StepFailed, StepNotAwaited, StepUnknown
+from sagakit.running import is_shutdown
 from sagakit.states import OPEN_STEP_STATES, Kind, StepState
 
 _TOLERANCE = 1e-6
@@ -219,7 +220,7 @@ class Replay:
             try:
                 self.loop.drain()
             except SystemExit as exc:
-                if _from_the_worker(exc):
+                if is_shutdown(exc):
                     raise
                 self._exit = self._exit or exc
                 if not self._closing:
@@ -321,12 +322,3 @@ _BY_STATE: dict[StepState, type[StepFailed]] = {
     StepState.CANCELLED: StepCancelled,
     StepState.SKIPPED: StepCancelled,
 }
-
-
-def _from_the_worker(exc: SystemExit) -> bool:
-    """Whether the process is being shut down: Celery's and billiard's handlers of signals raise ``SystemExit`` too."""
-    tb = exc.__traceback__
-    while tb is not None and tb.tb_next is not None:
-        tb = tb.tb_next
-    module = str(tb.tb_frame.f_globals.get("__name__", "")) if tb is not None else ""
-    return module.partition(".")[0] in ("billiard", "celery")

@@ -33,6 +33,19 @@ STEP_OPTIONS = frozenset(
 )
 COMPENSATION_OPTIONS = STEP_OPTIONS - {"unknown_for", "acks_late", "expires", "throws"}
 """A compensation always runs at least once and has no business errors: it is repeated until it holds."""
+_CELERY_ONLY = frozenset(
+    {
+        "rate_limit",
+        "soft_time_limit",
+        "track_started",
+        "send_events",
+        "compression",
+        "exchange",
+        "routing_key",
+    }
+)
+_THROUGH_CELERY = "set it on a task class given as base=..., or through task_annotations"
+
 CALL_OPTIONS = frozenset({"name", "queue", "priority", "expires", "time_limit"})
 """What ``step.set(...)`` may change for one call."""
 
@@ -78,7 +91,8 @@ def check_names(given: Mapping[str, Any], known: frozenset[str], what: str, wher
     """
     for name in given:
         if name not in known:
-            raise UnknownOption(f"{where}: {what} has no option {name!r}; {suggest(name, known)}")
+            hint = _THROUGH_CELERY if name in _CELERY_ONLY else suggest(name, known)
+            raise UnknownOption(f"{where}: {what} has no option {name!r}; {hint}")
 
 
 def step_options(given: Mapping[str, Any], where: str) -> StepOptions:

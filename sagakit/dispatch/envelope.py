@@ -26,6 +26,7 @@ class StepEnvelope:
     queue: str | None = None
     priority: int | None = None
     sent_at: datetime | None = None
+    run: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

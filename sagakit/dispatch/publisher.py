@@ -83,7 +83,7 @@ class Publisher:
                 options |= {"stamped_headers": [STAMP], STAMP: envelope.saga_id}
             short = envelope.saga_name.rpartition(".")[2]
             options["argsrepr"] = f"{short} {envelope.saga_id} {envelope.name}"
-            options["task_id"] = step_task_id(envelope.saga_id, envelope.position)
+            options["task_id"] = step_task_id(envelope.saga_id, envelope.position, envelope.run)
             if envelope.queue is not None:
                 options["queue"] = envelope.queue
             return envelope.task, options

@@ -14,7 +14,7 @@ from sagakit.dispatch.routing import Routing
 from sagakit.errors import ErrorInfo, StepNotFound
 from sagakit.ids import new_token
 from sagakit.settings import Settings
-from sagakit.states import StepState
+from sagakit.states import SagaState, StepState
 from sagakit.store import DueStep, RunningStep, Store
 from sagakit.worker.notices import Notice, NoticeKind
 
@@ -24,6 +24,8 @@ LOST = "sagakit.WorkerLost"
 TIMED_OUT = "sagakit.TimeLimitExceeded"
 REVOKED = "sagakit.Revoked"
 EXPIRED = "sagakit.Expired"
+
+_LONGEST_BACKOFF = timedelta(days=1)
 
 OVERTAKEN = timedelta(seconds=10)
 """A message is taken for lost once others, sent this much later to the same queue, have been received."""
@@ -62,6 +64,7 @@ class Sweep:
         self._publisher = publisher
         self._routing = routing
         self._settings = settings
+        self._broker_away = False
 
     def run(self, around: Surroundings) -> timedelta | None:
         """Look once; return how long it is until something is due, if that is known.
@@ -76,6 +79,7 @@ class Sweep:
             parts.append(self._free_orphaned)
         parts += [partial(self._send_steps, around), self._wake_unfed, partial(self._send_advances, around)]
         fault: Exception | None = None
+        self._broker_away = False
         for part in parts:
             try:
                 part()
@@ -86,7 +90,8 @@ class Sweep:
         with self._store.read() as tx:
             due = tx.queries.next_due()
             # By the database's clock on both sides: this machine's own may be off.
-            return due - tx.now() if due is not None else None
+            # What the broker refused is due all the time: leave it to the next regular sweep.
+            return due - tx.now() if due is not None and not self._broker_away else None
 
     # Rows that will not go on by themselves.
 
@@ -116,7 +121,9 @@ class Sweep:
             self._lose(row, ErrorInfo(type=TIMED_OUT, message=why), rerun=False)
 
     def _free_orphaned(self) -> None:
-        for row in self._found(lambda tx: tx.steps.orphaned(self._settings.sweep_batch)):
+        # Only of tasks this process defines: whether others may run again is for their own workers to say.
+        tasks = list(self._registry.tasks)
+        for row in self._found(lambda tx: tx.steps.orphaned(self._settings.sweep_batch, tasks=tasks)):
             self._lose(row, ErrorInfo(type=LOST, message=f"worker {row.owner} has not been heard of"))
 
     def _stop_overdue(self) -> None:
@@ -160,11 +167,17 @@ class Sweep:
             tx.attempts.record(
                 row.saga_id, row.position, row.attempt, error=error, owner=row.owner, outcome=outcome
             )
-        if state is not StepState.SCHEDULED:
+        if state is not StepState.SCHEDULED or self._is_undoing(row.saga_id):
             self._wake(row.saga_id)
         logger.warning(
             "saga %s: attempt %d of %s is lost (%s)", row.saga_id, row.attempt, row.name, error.message
         )
+
+    def _is_undoing(self, saga_id: str) -> bool:
+        """Whether a step that would run again is to be withdrawn instead."""
+        with self._store.read() as tx:
+            saga = tx.sagas.get(saga_id)
+        return saga is not None and saga.state is SagaState.COMPENSATING
 
     def _wake(self, saga_id: str) -> None:
         """Have the saga advanced.
@@ -205,6 +218,14 @@ class Sweep:
                         queues=[queue],
                         presume_lost=True,
                     )
+                # Without any evidence, too, in the end: the doubling interval keeps a backlog from multiplying.
+                if len(due) < limit:
+                    due += tx.steps.due(
+                        limit - len(due),
+                        republish_after=settings.republish_max,
+                        republish_max=_LONGEST_BACKOFF,
+                        presume_lost=True,
+                    )
         sent = self._publisher.publish(
             StepEnvelope(
                 saga_id=step.saga_id,
@@ -217,11 +238,13 @@ class Sweep:
                 queue=step.queue,
                 priority=step.priority,
                 sent_at=now,
+                run=step.run,
             )
             for step in due
         )
         if not sent:
             # What never left must not wait as long as what may be lost on its way.
+            self._broker_away = True
             with self._store.begin() as tx:
                 tx.steps.not_sent(due)
 
@@ -253,14 +276,15 @@ class Sweep:
                 patience = dict(self._overtaken(around, now)).get(queue)
             due = tx.sagas.due(
                 self._settings.sweep_batch,
-                republish_after=patience or self._settings.republish_after,
-                republish_max=max(patience or timedelta(0), self._settings.republish_max),
-                presume_lost=patience is not None,
+                republish_after=patience or self._settings.republish_max,
+                republish_max=self._settings.republish_max if around.idle else _LONGEST_BACKOFF,
+                presume_lost=True,
             )
         sent = self._publisher.publish(
             AdvanceEnvelope(saga_id=saga.id, saga_name=saga.name, priority=saga.priority, sent_at=now)
             for saga in due
         )
         if not sent:
+            self._broker_away = True
             for saga in due:
                 self._wake(saga.id)

@@ -8,7 +8,15 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, NoSuchModuleError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    DisconnectionError,
+    NoSuchModuleError,
+    PendingRollbackError,
+    SQLAlchemyError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry, Pool
 
 from sagakit.errors import ConfigurationError
@@ -17,6 +25,13 @@ _EXAMPLES = "write postgresql+psycopg://user@host/database or sqlite:////path/to
 _POSTGRES_ALIASES = frozenset({"postgres", "postgresql"})
 _DRIVERS = frozenset({"postgresql+psycopg", "sqlite", "sqlite+pysqlite"})
 _IDLE_SECONDS = 5.0
+_LIVELINESS = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
 READ_ONLY = "sagakit_read_only"
 
 _creating = threading.Lock()
@@ -95,11 +110,14 @@ class ProcessEngine:
 
 
 def _create(url: sa.URL, pool_size: int) -> sa.Engine:
-    options: dict[str, Any] = {"pool_size": pool_size, "max_overflow": 0}
+    # Parameters are payloads: they belong neither in an error nor in a log.
+    options: dict[str, Any] = {"pool_size": pool_size, "max_overflow": 0, "hide_parameters": True}
     if url.get_backend_name() == "postgresql":
         # The guards are written for READ COMMITTED, in which an update that waited sees the row as it is now;
         # a database whose default is stricter would answer with serialization failures instead.
         options["isolation_level"] = "READ COMMITTED"
+        # A database host that vanishes without a word must not hang a worker for the operating system's two hours.
+        options["connect_args"] = {key: value for key, value in _LIVELINESS.items() if key not in url.query}
     else:
         _check_folder(url)
     try:
@@ -112,6 +130,7 @@ def _create(url: sa.URL, pool_size: int) -> sa.Engine:
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     else:
+        event.listen(engine, "connect", _limit_waits)
         event.listen(engine, "checkin", _remember_idle)
         event.listen(engine, "checkout", _test_if_idle_long(engine))
     return engine
@@ -143,6 +162,14 @@ def _begin_sqlite(connection: sa.Connection) -> None:
     connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
 
+def _limit_waits(connection: Any, _entry: ConnectionPoolEntry) -> None:
+    """A client that vanishes in the middle of a transaction must not hold a saga's lock for ever, nor be waited for."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET SESSION idle_in_transaction_session_timeout = '60s'")
+        cursor.execute("SET SESSION lock_timeout = '30s'")
+    connection.commit()
+
+
 def _remember_idle(_connection: Any, entry: ConnectionPoolEntry) -> None:
     entry.info["idle_since"] = time.monotonic()
 
@@ -167,11 +194,15 @@ def _test_if_idle_long(engine: sa.Engine) -> Any:
     return test
 
 
-def is_outage(exc: DBAPIError) -> bool:
-    """Whether trying again may help: the connection broke, or the server is starting, stopping, full or deadlocked."""
+def is_outage(exc: SQLAlchemyError) -> bool:
+    """Whether trying again may help: the connection broke, or the server is away, full, read-only or deadlocked."""
+    if isinstance(exc, PoolTimeout | PendingRollbackError):
+        return True
+    if not isinstance(exc, DBAPIError):
+        return False
     if exc.connection_invalidated:
         return True
     state = getattr(exc.orig, "sqlstate", None)
     if state is None:
         return type(exc).__name__ in ("OperationalError", "InterfaceError")
-    return str(state)[:2] in ("08", "57", "53", "40", "55")
+    return str(state)[:2] in ("08", "25", "40", "53", "55", "57", "58")

@@ -38,6 +38,7 @@ SAGA_COLUMNS: Columns = {
     "priority": INTEGER,
     "tags": TEXT,
     "trouble": TEXT,
+    "run": INTEGER,
 }
 
 STEP_COLUMNS: Columns = {
@@ -140,6 +141,7 @@ def saga_row(row: Sequence[Any]) -> SagaRow:
         priority=row[18],
         tags=load_json(row[19]),
         trouble=load_error(row[20]),
+        run=row[21],
     )
 
 

@@ -24,6 +24,7 @@ class NewSaga:
 
     Attributes:
         input: the encoded input.
+        run: how often a saga of this id was started before, and undone.
         wake_at_delay: after this time the sweep may doubt the message that the caller sends.
     """
 
@@ -38,6 +39,7 @@ class NewSaga:
     wake_at_delay: timedelta = timedelta(0)
     parent_id: str | None = None
     root_id: str | None = None
+    run: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,6 +254,7 @@ def _new_saga(saga: NewSaga) -> dict[str, Any]:
         "tags_json": dump_json(saga.tags),
         "parent_id": saga.parent_id,
         "root_id": saga.root_id,
+        "run": saga.run,
         # A random start: a saga that takes over a finished one's id must not meet a cached loop of its revision.
         "revision": secrets.randbelow(_RANDOM_REVISIONS),
         "delay": saga.wake_at_delay.total_seconds(),

@@ -30,14 +30,14 @@ _TYPES: Mapping[TypeEngine[Any], str] = {
     ),
     INTEGER: (
         "attempt compensates concurrency last_seq limit max_lost pid position priority resolved_seq revision seq"
-        " version publishes"
+        " version publishes run"
     ),
     FLOAT: "delay lease older_than newer_than republish_after republish_max time_limit",
     BOOLEAN: "abandoned tainted body_done clear_error finished renamed replaced rerun resolved running published",
     TIME: "at deadline_at due_at expires_at ledger_at now started_at wake_at",
 }
 _BINDS = {name: type_ for type_, names in _TYPES.items() for name in names.split()}
-_LISTS: Columns = {"ids": TEXT, "positions": INTEGER, "queues": TEXT, "sources": TEXT}
+_LISTS: Columns = {"ids": TEXT, "positions": INTEGER, "queues": TEXT, "sources": TEXT, "tasks": TEXT}
 _BIND = re.compile(r"(?<![:\w]):([a-z_]+)")
 
 

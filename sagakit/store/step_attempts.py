@@ -34,6 +34,7 @@ class Claimed:
         tainted: an earlier attempt may have taken effect.
         token: the new token; the outcome is recorded under it.
         time_limit: seconds it may run, or ``None``.
+        run: the saga's, see :class:`~sagakit.coordinator.ledger.SagaRow`.
         args: the encoded arguments of a step; ``None`` for a compensation or probe, which look at ``target``.
     """
 
@@ -54,6 +55,7 @@ class Claimed:
     priority: int | None
     compensates: int | None
     time_limit: float | None = None
+    run: int = 0
     target: Target | None = None
 
 
@@ -76,7 +78,8 @@ class AttemptStatements:
             f" AND (t.expires_at IS NULL OR t.expires_at > {d.now}) AND {saga_open}"
             f" RETURNING (SELECT s.name FROM {sql.saga} AS s WHERE s.id = saga_id),"
             f" (SELECT s.version FROM {sql.saga} AS s WHERE s.id = saga_id),"
-            " kind, name, task, attempt, retries, lost, args, queue, priority, compensates, tainted, time_limit",
+            " kind, name, task, attempt, retries, lost, args, queue, priority, compensates, tainted, time_limit,"
+            f" (SELECT s.run FROM {sql.saga} AS s WHERE s.id = saga_id)",
             {
                 "saga_name": TEXT,
                 "saga_version": INTEGER,
@@ -92,6 +95,7 @@ class AttemptStatements:
                 "compensates": INTEGER,
                 "tainted": BOOLEAN,
                 "time_limit": FLOAT,
+                "run": INTEGER,
             },
         )
         self.target = sql.rows(
@@ -164,6 +168,7 @@ class AttemptRows(Aggregate):
             lost=row[7],
             tainted=row[12],
             time_limit=row[13],
+            run=row[14],
             token=new_token,
             args=row[8],
             queue=row[9],

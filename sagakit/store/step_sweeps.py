@@ -31,6 +31,7 @@ class DueStep:
     priority: int | None
     publishes: int
     attempt: int
+    run: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,11 +79,12 @@ class SweepStatements:
         self.due_again = self._due(sql, doubtful, "published_at")
         # An empty name cannot be a queue's, so it can stand for "no queue".
         self.due_again_on = self._due(sql, f"{doubtful} AND COALESCE(t.queue, '') IN :queues", "published_at")
-        self.orphaned = self._found(
-            sql,
+        gone = (
             f"t.state = 'running' AND NOT EXISTS (SELECT 1 FROM {sql.worker} AS w"
-            f" WHERE w.id = t.owner AND w.expires_at > {d.now_once})",
+            f" WHERE w.id = t.owner AND w.expires_at > {d.now_once})"
         )
+        self.orphaned = self._found(sql, gone)
+        self.orphaned_of = self._found(sql, f"{gone} AND t.task IN :tasks")
         self.overdue = self._found(sql, f"t.state = 'running' AND t.deadline_at <= {d.now_once}")
         self.expired = self._found(
             sql, f"{CLAIMABLE} AND t.expires_at IS NOT NULL AND t.expires_at <= {d.now_once}"
@@ -129,6 +131,7 @@ class SweepStatements:
             "priority": INTEGER,
             "publishes": INTEGER,
             "attempt": INTEGER,
+            "run": INTEGER,
         }
         return sql.rows(
             f"WITH due AS MATERIALIZED (SELECT saga_id, position FROM {sql.step} AS t WHERE {CLAIMABLE}"
@@ -137,7 +140,8 @@ class SweepStatements:
             f" UPDATE {sql.step} AS t SET publishes = publishes + 1, published_at = {d.now}{more}"
             " WHERE (t.saga_id, t.position) IN (SELECT due.saga_id, due.position FROM due)"
             f" RETURNING saga_id, (SELECT s.name FROM {sql.saga} AS s WHERE s.id = saga_id), position, kind, name,"
-            " task, token, queue, priority, publishes, attempt",
+            " task, token, queue, priority, publishes, attempt,"
+            f" (SELECT s.run FROM {sql.saga} AS s WHERE s.id = saga_id)",
             columns,
         )
 
@@ -214,9 +218,16 @@ class SweepRows(Aggregate):
         token: str | None = self._connection.execute(self._sweep.token, parameters).scalar()
         return token
 
-    def orphaned(self, limit: int) -> list[RunningStep]:
-        """Running rows whose worker is gone or has let its lease run out."""
-        return self._running(self._sweep.orphaned, {"limit": limit})
+    def orphaned(self, limit: int, *, tasks: Sequence[str] | None = None) -> list[RunningStep]:
+        """Running rows whose worker is gone or has let its lease run out.
+
+        Args:
+            limit: rows found at most.
+            tasks: only rows of these tasks, so that what this process cannot judge does not fill the limit.
+        """
+        if tasks is None:
+            return self._running(self._sweep.orphaned, {"limit": limit})
+        return self._running(self._sweep.orphaned_of, {"limit": limit, "tasks": tasks})
 
     def overdue(self, limit: int) -> list[RunningStep]:
         """Running rows past their time limit."""
@@ -265,6 +276,7 @@ def _due_steps(rows: Iterable[Any]) -> list[DueStep]:
             priority=row[8],
             publishes=row[9],
             attempt=row[10],
+            run=row[11],
         )
         for row in rows
     ]

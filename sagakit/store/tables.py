@@ -112,6 +112,7 @@ class Tables:
             _text("tenant"),
             sa.Column("tags", sa.Text().with_variant(JSONB(), "postgresql")),
             _counter("revision"),
+            _counter("run"),
             _counter("last_seq"),
             _time("started_at"),
             _time("ledger_at"),

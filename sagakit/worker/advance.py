@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from sagakit import probes
 from sagakit.coordinator.commands import python_version
 from sagakit.coordinator.decide import decide
@@ -77,17 +79,29 @@ class Advancer:
             saga_id: the saga.
             not_before: pretend that it is at least this late (``task_always_eager`` does not wait for timers).
         """
-        with self._store.begin() as tx:
-            locked = tx.sagas.lock(saga_id, wait=True)
-            if locked is None:
-                return False
-            if not_before is not None:
-                locked = replace(locked, now=max(locked.now, not_before))
-            advanced = self.advance_locked(tx, locked)
-            probes.point("advance.commit")
+        try:
+            with self._store.begin() as tx:
+                locked = tx.sagas.lock(saga_id, wait=True)
+                if locked is None:
+                    return False
+                if not_before is not None:
+                    locked = replace(locked, now=max(locked.now, not_before))
+                advanced = self.advance_locked(tx, locked)
+                probes.point("advance.commit")
+        except SQLAlchemyError:
+            raise
+        except Exception as exc:
+            self.hold(saga_id, exc)
+            return True
         probes.point("advance.committed")
         self.follow_up(saga_id, advanced)
         return True
+
+    def hold(self, saga_id: str, exc: Exception) -> None:
+        """Record that a saga cannot be advanced by this code, for an operator to see and resume after a fix."""
+        logger.exception("saga %s cannot be advanced", saga_id)
+        with self._store.begin() as tx:
+            tx.sagas.stick(saga_id, describe(exc))
 
     def catch_up(self, saga_id: str) -> None:
         """Advance a saga only if an outcome waits to be fed, or a step of a saga being undone waits to be withdrawn."""
@@ -149,6 +163,8 @@ class Advancer:
             )
         except SagakitError as exc:
             return self._stick(tx, saga, exc)
+        except SQLAlchemyError:
+            raise  # the transaction is lost, and nothing can be written in it
         except Exception as exc:
             # Not the body's own error, which would be a decision: a fault here must not cost the step's outcome.
             logger.exception("saga %s cannot be advanced", saga.id)
@@ -226,6 +242,7 @@ class Advancer:
                 queue=row.queue,
                 priority=row.priority,
                 sent_at=locked.now,
+                run=saga.run,
             )
             for row in inserted
             if row.position in tokens

@@ -10,6 +10,7 @@ import click
 from celery import bootsteps, signals
 from celery.worker import state as worker_state
 from celery.worker.consumer import Consumer
+from sqlalchemy.exc import SQLAlchemyError
 
 from sagakit import probes
 from sagakit.dispatch.routing import Routing
@@ -53,6 +54,12 @@ class SagaWorker(bootsteps.StartStopStep):
             runtime.require_schema()
         except SagakitError as exc:
             raise click.ClickException(str(exc)) from exc
+        except SQLAlchemyError as exc:
+            reason = str(getattr(exc, "orig", None) or exc).strip().partition("\n")[0]
+            raise click.ClickException(
+                f"the ledger {runtime.store!r} cannot be reached: {reason}. Check sagakit_database_url, and start the "
+                "database before its workers (or let a supervisor start them again)"
+            ) from exc
         probes.install_from_environment()
         identity.become_worker()
         # The parent's connection must not be shared with the children that are about to be forked.

@@ -3,10 +3,11 @@
 import logging
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 
 from sagakit import probes
 from sagakit.account import happened
@@ -18,6 +19,7 @@ from sagakit.definition.step import TaskFunction
 from sagakit.dispatch.envelope import Delivery
 from sagakit.errors import ErrorInfo, NotDecodable, SagakitError, StepNotFound, describe
 from sagakit.ids import idempotency_key, new_token
+from sagakit.running import is_shutdown
 from sagakit.states import Kind, SagaState, StepState
 from sagakit.store import Claimed, Store, Transaction, is_outage
 from sagakit.worker.advance import Advanced, Advancer
@@ -27,6 +29,8 @@ from sagakit.worker.notices import claim_token
 from sagakit.worker.perform import Again, Ended, decode_arguments, perform
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _LONGEST_PAUSE = 5.0
 """Seconds between two tries to record an outcome while the database is away."""
@@ -51,13 +55,20 @@ class Executor:
     """Runs steps, compensations and probes for the Celery tasks that stand for them."""
 
     def __init__(
-        self, store: Store, registry: Registry, advancer: Advancer, identity: Identity, limits: Limits
+        self,
+        store: Store,
+        registry: Registry,
+        advancer: Advancer,
+        identity: Identity,
+        limits: Limits,
+        max_lost: int,
     ) -> None:
         self._store = store
         self._registry = registry
         self._advancer = advancer
         self._identity = identity
         self._limits = limits
+        self._max_lost = max_lost
 
     def execute(self, delivery: Delivery, policy: RetryPolicy, request: Any) -> Executed | None:
         """Work one message off.
@@ -74,6 +85,14 @@ class Executor:
         if claimed is None:
             self._advancer.catch_up(delivery.saga_id)
             return None
+        try:
+            return self._run(claimed, policy, request)
+        except BaseException as exc:
+            # The worker's lease lives on: nobody else would ever speak for this row.
+            self._give_up(claimed, exc)
+            raise
+
+    def _run(self, claimed: Claimed, policy: RetryPolicy, request: Any) -> Executed | None:
         try:
             function = self._registry.task(claimed.task)
             args, kwargs = self._arguments(function, claimed)
@@ -102,14 +121,22 @@ class Executor:
         probes.point("claim.before")
         # Durable before the body runs: a claim that vanished with a database crash would let the step run again
         # without anybody knowing that it had begun.
-        with self._store.at_once() as tx:
-            claimed = tx.steps.claim(
+        token = claim_token(delivery)
+        try:
+            with self._store.at_once() as tx:
+                claimed = tx.steps.claim(
+                    delivery.saga_id, delivery.position, delivery.token, new_token=token, owner=owner
+                )
+        except SQLAlchemyError:
+            # It may have landed, its answer lost on the way. The body has not run: give the row back.
+            self._persist(
                 delivery.saga_id,
-                delivery.position,
-                delivery.token,
-                new_token=claim_token(delivery),
-                owner=owner,
+                lambda tx: tx.steps.hand_back(
+                    delivery.saga_id, delivery.position, token, new_token=new_token()
+                ),
             )
+            self._identity.poke()
+            raise
         probes.point("claim.committed")
         if claimed is not None and claimed.time_limit is not None:
             self._identity.poke()  # the sweep keeps the time
@@ -149,15 +176,21 @@ class Executor:
             step_name=claimed.name,
             position=claimed.position,
             attempt=claimed.attempt,
-            idempotency_key=idempotency_key(claimed.saga_id, claimed.position),
+            idempotency_key=idempotency_key(claimed.saga_id, claimed.position, claimed.run),
             outcome=outcome,
             request=request,
             report=lambda text: self._report(claimed, text),
         )
 
     def _report(self, claimed: Claimed, text: str) -> None:
-        with self._store.begin() as tx:
-            tx.steps.report(claimed.saga_id, claimed.position, claimed.token, progress=text)
+        try:
+            with self._store.begin() as tx:
+                shown = text.replace("\0", "").encode("utf-8", "replace").decode()
+                tx.steps.report(claimed.saga_id, claimed.position, claimed.token, progress=shown)
+        except SQLAlchemyError as exc:  # it is for people to look at: the step must not fail of it
+            logger.warning(
+                "saga %s: the progress of %s cannot be noted: %s", claimed.saga_id, claimed.name, exc
+            )
 
     def _stick(self, claimed: Claimed, exc: SagakitError) -> None:
         """Give the step back unrun and hold the saga: a bad deploy must neither run nor undo anything."""
@@ -167,25 +200,56 @@ class Executor:
             tx.steps.hand_back(claimed.saga_id, claimed.position, claimed.token, new_token=new_token())
             tx.sagas.stick(claimed.saga_id, describe(exc, step=claimed.name))
 
+    def _give_up(self, claimed: Claimed, exc: BaseException) -> None:
+        """Free a row whose run was broken off; if its outcome was recorded after all, nothing lands here."""
+        try:
+            rerun = self._registry.task(claimed.task).options.acks_late
+        except StepNotFound:
+            rerun = True
+        error = describe(exc, step=claimed.name)
+
+        def lose(tx: Transaction) -> None:
+            state = tx.steps.lose(
+                claimed.saga_id,
+                claimed.position,
+                claimed.token,
+                new_token=new_token(),
+                rerun=rerun,
+                max_lost=self._max_lost,
+                error=error,
+            )
+            if state is not None:
+                self._note_attempt(tx, claimed, error, "lost" if state is StepState.SCHEDULED else "unknown")
+
+        self._persist(claimed.saga_id, lose)
+        self._identity.poke()
+        if not is_shutdown(exc):
+            self._advancer.catch_up(claimed.saga_id)
+
     def _record(self, claimed: Claimed, ended: Ended | Again) -> bool:
         """Record what became of the attempt, however long the database is away: the effect has happened."""
+        if isinstance(ended, Again):
+            return self._again_and_again(claimed.saga_id, lambda: self._record_again(claimed, ended))
+        return self._again_and_again(claimed.saga_id, lambda: self._finish(claimed, ended))
+
+    def _persist(self, saga_id: str, write: Callable[[Transaction], object]) -> None:
+        def once() -> None:
+            with self._store.begin() as tx:
+                write(tx)
+
+        self._again_and_again(saga_id, once)
+
+    @staticmethod
+    def _again_and_again(saga_id: str, write: Callable[[], T]) -> T:
+        """Write, and write again as long as the database is away."""
         pause = 0.05
         while True:
             try:
-                return (
-                    self._record_again(claimed, ended)
-                    if isinstance(ended, Again)
-                    else self._finish(claimed, ended)
-                )
-            except DBAPIError as exc:
+                return write()
+            except SQLAlchemyError as exc:
                 if not is_outage(exc):
                     raise
-                logger.warning(
-                    "saga %s: the outcome of %s cannot be recorded yet (%s); trying again",
-                    claimed.saga_id,
-                    claimed.name,
-                    exc.orig,
-                )
+                logger.warning("saga %s: the ledger cannot be written (%s); trying again", saga_id, exc)
                 time.sleep(pause * random.uniform(0.5, 1.5))
                 pause = min(pause * 2, _LONGEST_PAUSE)
 
@@ -202,41 +266,63 @@ class Executor:
             )
             if landed:
                 self._note_attempt(tx, claimed, again.error, "retried")
-            saga = tx.sagas.get(claimed.saga_id)
         probes.point("retry.committed")
         self._identity.poke()
+        # After the commit: a cancellation that came before it saw the step running, and left it to this attempt.
+        with self._store.read() as tx:
+            saga = tx.sagas.get(claimed.saga_id)
         if landed and saga is not None and saga.state is SagaState.COMPENSATING:
             self._advancer.catch_up(claimed.saga_id)
         return landed or self._refused(claimed)
 
     def _finish(self, claimed: Claimed, ended: Ended) -> bool:
-        advanced: Advanced | None = None
-        probes.point("finish.before")
-        with self._store.begin() as tx:
-            # Saga before step, in every transaction: two that met the other way round would deadlock.
-            locked = tx.sagas.lock(claimed.saga_id, wait=False)
-            landed = tx.steps.finish(
-                claimed.saga_id,
-                claimed.position,
-                claimed.token,
-                state=ended.state,
-                result=ended.result,
-                error=ended.error,
-            )
-            if landed and ended.state is not StepState.SUCCEEDED:
-                self._note_attempt(
-                    tx, claimed, ended.error, "unknown" if ended.state is StepState.UNKNOWN else "failed"
-                )
-            if landed and locked is not None:
-                advanced = self._advancer.advance_locked(tx, locked)
-            probes.point("finish.commit")
-        probes.point("finish.committed")
+        try:
+            landed, advanced = self._finish_and_advance(claimed, ended)
+        except SQLAlchemyError:
+            raise
+        except Exception as exc:
+            # A fault of the advance, such as a router's, must not cost the step's outcome.
+            landed, advanced = self._finish_and_hold(claimed, ended, exc), Advanced(publish=[])
         if not landed:
             return self._already_finished(claimed, ended) or self._refused(claimed)
         if advanced is None:
             advanced = Advanced(publish=[], look_again=True)  # the lock was busy: try it once more
         self._advancer.follow_up(claimed.saga_id, advanced)
         return True
+
+    def _finish_and_hold(self, claimed: Claimed, ended: Ended, exc: Exception) -> bool:
+        with self._store.begin() as tx:
+            tx.sagas.lock(claimed.saga_id, wait=True)
+            landed = self._write_outcome(tx, claimed, ended)
+        self._advancer.hold(claimed.saga_id, exc)
+        return landed
+
+    def _finish_and_advance(self, claimed: Claimed, ended: Ended) -> tuple[bool, Advanced | None]:
+        advanced: Advanced | None = None
+        probes.point("finish.before")
+        with self._store.begin() as tx:
+            # Saga before step, in every transaction: two that met the other way round would deadlock.
+            locked = tx.sagas.lock(claimed.saga_id, wait=False)
+            landed = self._write_outcome(tx, claimed, ended)
+            if landed and locked is not None:
+                advanced = self._advancer.advance_locked(tx, locked)
+            probes.point("finish.commit")
+        probes.point("finish.committed")
+        return landed, advanced
+
+    def _write_outcome(self, tx: Transaction, claimed: Claimed, ended: Ended) -> bool:
+        landed = tx.steps.finish(
+            claimed.saga_id,
+            claimed.position,
+            claimed.token,
+            state=ended.state,
+            result=ended.result,
+            error=ended.error,
+        )
+        if landed and ended.state is not StepState.SUCCEEDED:
+            outcome = "unknown" if ended.state is StepState.UNKNOWN else "failed"
+            self._note_attempt(tx, claimed, ended.error, outcome)
+        return landed
 
     def _already_finished(self, claimed: Claimed, ended: Ended) -> bool:
         """Whether an earlier try did commit, its confirmation lost with the connection."""

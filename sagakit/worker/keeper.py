@@ -8,12 +8,11 @@ from datetime import timedelta
 from typing import Protocol
 
 from celery.worker import state as worker_state
-from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import SQLAlchemyError
 
 from sagakit import probes
 from sagakit.settings import Settings
-from sagakit.store import Store, WorkerInfo
+from sagakit.store import Store, WorkerInfo, is_outage
 from sagakit.worker.identity import Identity
 from sagakit.worker.notices import Notice, board
 
@@ -133,7 +132,7 @@ class Keeper:
                 )
             except Exception as exc:
                 due_in = None
-                if isinstance(exc, OperationalError | InterfaceError | PoolTimeout):
+                if isinstance(exc, SQLAlchemyError) and is_outage(exc):
                     # Nobody else would ever speak for their rows: this worker's lease lives.
                     board.put_back(notices)
                 log = logger.warning if isinstance(exc, SQLAlchemyError) else logger.exception

@@ -16,9 +16,13 @@ from sagakit.codec import bounded
 from sagakit.coordinator.ledger import Limits
 from sagakit.definition.retry import RetryPolicy
 from sagakit.definition.step import Compensation, Happened, NotHappened, Probe, Step, TaskFunction
-from sagakit.errors import ErrorInfo, NotDecodable, SagakitError, describe
+from sagakit.errors import ErrorInfo, NotDecodable, SagakitError, StepFailed, describe
+from sagakit.running import is_shutdown
 from sagakit.states import StepState
 from sagakit.worker.context import StepContext, StepRetry, running_step
+
+_LONGEST_DELAY = timedelta(days=3650)
+"""A longer one is a slip, and some are beyond what a database can add to a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +83,9 @@ def perform(
     try:
         with running_step(context):
             returned = _call(function, run or function.function, args, kwargs, context)
-    except Exception as exc:
+    except BaseException as exc:
+        if is_shutdown(exc):
+            raise
         exc.__traceback__ = _from_user_code(exc.__traceback__)
         return _after_error(function, exc, policy=policy, retries=retries, tainted=tainted)
     try:
@@ -89,7 +95,7 @@ def perform(
             limit=limits.payload,
             warning=limits.payload_warning,
         )
-    except SagakitError as exc:
+    except Exception as exc:  # its type's own code may raise anything
         # The function ran to its end: its effect stands, only its result cannot be told.
         return Ended(state=StepState.UNKNOWN, error=describe(exc, step=function.label), raised=exc)
     return Ended(state=StepState.SUCCEEDED, result=text, returned=returned)
@@ -125,7 +131,7 @@ def _run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 
 def _after_error(
-    function: TaskFunction[..., Any], exc: Exception, *, policy: RetryPolicy, retries: int, tainted: bool
+    function: TaskFunction[..., Any], exc: BaseException, *, policy: RetryPolicy, retries: int, tainted: bool
 ) -> Ended | Again:
     unknown = isinstance(exc, function.options.unknown_for)
     asked = isinstance(exc, Retry)
@@ -147,12 +153,16 @@ def _after_error(
     if delay is not None:
         return Again(delay=delay, error=error, raised=exc, tainted=unknown)
     state = StepState.UNKNOWN if unknown or tainted else StepState.FAILED
-    return Ended(state=state, error=error, raised=cause if asked else exc)
+    raised = cause if asked else exc
+    if not isinstance(raised, Exception):
+        # Celery takes a SystemExit or CancelledError of a task for the end of its process.
+        raised = StepFailed(error.message, step=function.label, type=error.type, traceback=error.traceback)
+    return Ended(state=state, error=error, raised=raised)
 
 
 def _asked_delay(exc: Retry, policy: RetryPolicy, retries: int) -> timedelta:
     if isinstance(exc, StepRetry) and exc.delay is not None:
-        return exc.delay
+        return min(exc.delay, _LONGEST_DELAY)
     if isinstance(exc.when, int | float):
         return timedelta(seconds=exc.when)
     if isinstance(exc.when, datetime):

@@ -17,7 +17,7 @@ from sagakit.definition.retry import RetryPolicy
 from sagakit.definition.saga import SagaDefinition
 from sagakit.definition.step import TaskFunction
 from sagakit.dispatch.envelope import ADVANCE_TASK, find_header, read_delivery
-from sagakit.errors import InvalidInput, SagakitError
+from sagakit.errors import DefinitionError, InvalidInput, SagakitError
 from sagakit.running import in_body
 from sagakit.store import is_outage
 from sagakit.worker.context import StepContext, StepRetry, current_step
@@ -243,7 +243,12 @@ def _attributes(function: TaskFunction[..., Any]) -> dict[str, Any]:
 
 
 def create_step_task(app: Celery, function: TaskFunction[..., Any], runtime: Runtime) -> Any:
-    """Register the Celery task of a step, compensation or probe under its real name."""
+    """Register the Celery task of a step, compensation or probe under its real name.
+
+    Raises:
+        DefinitionError: a task of the app's own has this name.
+    """
+    _refuse_taken(app, function.name, function.where, StepTask)
     base = function.options.base or app.Task
     attributes: dict[str, Any] = {
         "abstract": True,
@@ -256,6 +261,15 @@ def create_step_task(app: Celery, function: TaskFunction[..., Any], runtime: Run
     return app.task(
         name=function.name, base=cls, lazy=False, shared=False, **_attributes_for(base, function)
     )(function.function)
+
+
+def _refuse_taken(app: Celery, name: str, where: str, ours: type[Task]) -> None:
+    taken = app.tasks.get(name)
+    if taken is not None and not isinstance(taken, ours):
+        raise DefinitionError(
+            f"{where}: the app has a Celery task named {name!r} already ({type(taken).__module__}): remove it, or give "
+            "one of them another name=..."
+        )
 
 
 def _attributes_for(base: type, function: TaskFunction[..., Any]) -> dict[str, Any]:
@@ -310,7 +324,11 @@ class SagaTask(Task):
         return self.sagakit_runtime.start_from_call(self.sagakit_definition, args, kwargs, options)
 
 
-_MESSAGE_OPTIONS = ("link", "link_error", "chain", "chord", "group_id", "producer", "connection", "retries")
+# What Celery itself adds where it dispatches: beat, the members of a canvas, the next link of a chain, a retry.
+_MESSAGE_OPTIONS = (
+    "link", "link_error", "chain", "chord", "group_id", "producer", "connection", "retries",
+    "reply_to", "parent_id", "root_id", "group_index", "stamped_headers",
+)  # fmt: skip
 
 
 def _needs_message(options: Mapping[str, Any]) -> bool:
@@ -339,7 +357,8 @@ def saga_input(definition: SagaDefinition[Any, Any], args: tuple[Any, ...], kwar
 
 def create_saga_task(app: Celery, definition: SagaDefinition[Any, Any], runtime: Runtime) -> Any:
     """Register the Celery task of a saga under its real name; its versions share it."""
-    if isinstance(app.tasks.get(definition.name), SagaTask):
+    _refuse_taken(app, definition.name, definition.where, SagaTask)
+    if definition.name in app.tasks:
         return app.tasks[definition.name]
     cls = type(
         f"{definition.label}_saga",
@@ -367,7 +386,15 @@ def _named(definition: SagaDefinition[Any, Any]) -> Callable[..., Any]:
 def create_advance_task(app: Celery, runtime: Runtime) -> Any:
     """Register ``sagakit.advance``, which lets a worker look at a saga."""
 
-    @app.task(name=ADVANCE_TASK, lazy=False, shared=False, bind=True, acks_late=True, ignore_result=True)
+    @app.task(
+        name=ADVANCE_TASK,
+        lazy=False,
+        shared=False,
+        bind=True,
+        acks_late=True,
+        ignore_result=True,
+        Request=StepTask.Request,  # tells the sweep how far its queue has been read
+    )
     def advance(task: Any) -> None:
         header = find_header(task.request)
         saga_id = header.get("saga_id") if isinstance(header, Mapping) else None

@@ -11,7 +11,7 @@ from sagakit.errors import StepNotFound
 from sagakit.maintenance.sweep import Surroundings, Sweep
 from sagakit.settings import Settings
 from sagakit.store import Store
-from tests.contract.ledgers import Ledger
+from tests.contract.ledgers import COMPENSATION, PROBE, STEP, Ledger
 
 AT_MOST_ONCE = "shop.once"
 FOREIGN = "shop.foreign"
@@ -46,6 +46,8 @@ class Outbox:
 
 class Definitions:
     """A registry that knows the steps of the shop."""
+
+    tasks = (STEP.task, COMPENSATION.task, PROBE.task, AT_MOST_ONCE)
 
     def task(self, name: str) -> Any:
         """The definition of a step."""

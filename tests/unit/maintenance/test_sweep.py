@@ -85,16 +85,25 @@ class TestMessages:
 
     def test_a_busy_worker_presumes_nothing(self, sweeping: Sweeping) -> None:
         """Behind a backlog, a message that does not come is no sign of its loss."""
-        sweeping.ledger.row(queue="celery", published_at=sweeping.ago(3600), **SENT)
+        sweeping.ledger.row(queue="celery", published_at=sweeping.ago(50), **SENT)
         sweeping.run(**BUSY)
         assert sweeping.outbox.steps() == []
+
+    def test_without_any_evidence_a_message_is_sent_again_in_the_end(self, sweeping: Sweeping) -> None:
+        """Traffic of other tasks must not keep a lost message lost: after ``republish_max``, and then ever more rarely."""
+        sweeping.ledger.row("step", published_at=sweeping.ago(61), **SENT)
+        sweeping.ledger.saga("start", wake_at=sweeping.ago(61), published_at=sweeping.ago(61), **SENT)
+        for _ in range(3):
+            sweeping.run(**BUSY)
+        assert sweeping.outbox.steps() == [("step", 0, "t0")]
+        assert sweeping.outbox.advances() == ["start"]
 
     @pytest.mark.parametrize(("lead", "sent"), [(OVERTAKEN + MARGIN, True), (OVERTAKEN - MARGIN, False)])
     def test_a_message_that_was_overtaken_is_lost(
         self, sweeping: Sweeping, lead: timedelta, sent: bool
     ) -> None:
         """A busy worker sends again what was sent well before the newest message it has received from that queue."""
-        newest = sweeping.ago(100)
+        newest = sweeping.ago(20)
         sweeping.ledger.row(queue="celery", published_at=newest - lead, **SENT)
         sweeping.run(**BUSY, newest={"celery": newest.timestamp()})
         assert bool(sweeping.outbox.steps()) is sent

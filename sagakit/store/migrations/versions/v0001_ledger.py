@@ -96,6 +96,7 @@ def _create_saga(name: str, schema: str | None) -> None:
         _text("tenant"),
         sa.Column("tags", sa.Text().with_variant(JSONB(), "postgresql")),
         _counter("revision"),
+        _counter("run"),
         _counter("last_seq"),
         _time("started_at"),
         _time("ledger_at"),
