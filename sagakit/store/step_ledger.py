@@ -21,7 +21,10 @@ from sagakit.store.tables import UNFED, quoted
 _RESOLVED = f"state IN ({quoted(RESOLVED_STEP_STATES)})"
 _REPLAYABLE = frozenset(s for s in RESOLVED_STEP_STATES if StepState.SCHEDULED in STEP_TRANSITIONS[s])
 # A compensation or probe that was withdrawn stays one that an operator can replay.
-_NOT_STARTED = "CASE WHEN tainted THEN 'unknown' WHEN kind IN ('compensation', 'probe') THEN 'skipped' ELSE 'cancelled' END"
+_NOT_STARTED = (
+    "CASE WHEN tainted THEN 'unknown' WHEN kind IN ('compensation', 'probe') THEN 'skipped'"
+    " ELSE 'cancelled' END"
+)
 _ONE_ROW = "WHERE saga_id = :saga_id AND position = :position"
 
 

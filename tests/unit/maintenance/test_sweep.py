@@ -90,7 +90,7 @@ class TestMessages:
         assert sweeping.outbox.steps() == []
 
     def test_without_any_evidence_a_message_is_sent_again_in_the_end(self, sweeping: Sweeping) -> None:
-        """Traffic of other tasks must not keep a lost message lost: after ``republish_max``, and then ever more rarely."""
+        """Other traffic must not keep a lost message lost: after ``republish_max``, and then ever more rarely."""
         sweeping.ledger.row("step", published_at=sweeping.ago(61), **SENT)
         sweeping.ledger.saga("start", wake_at=sweeping.ago(61), published_at=sweeping.ago(61), **SENT)
         for _ in range(3):
