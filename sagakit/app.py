@@ -22,7 +22,7 @@ from sagakit.definition.saga import SagaDefinition
 from sagakit.definition.step import Step, TaskFunction
 from sagakit.dispatch.publisher import Publisher
 from sagakit.dispatch.routing import Routing
-from sagakit.errors import ConfigurationError, DatabaseNotConfigured, InvalidInput, suggest
+from sagakit.errors import ConfigurationError, DatabaseNotConfigured, DefinitionError, InvalidInput, suggest
 from sagakit.history import SagaSummary
 from sagakit.maintenance.sweep import Surroundings, Sweep
 from sagakit.settings import Settings, load_settings
@@ -65,6 +65,7 @@ class SagaKit(Declaring):
         self.registry = Registry()
         self._given = {"database_url": database_url, **settings}
         self._pending: list[Declaration] = []
+        self._refused: DefinitionError | None = None
         self._leased_as: str | None = None
         _kits[app] = self
         app.sagakit = self
@@ -74,6 +75,7 @@ class SagaKit(Declaring):
         shared.follow(self._take)
         if app.finalized:
             self._create_tasks()
+            self._require_definitions()
 
     @staticmethod
     def of(app: Celery) -> "SagaKit":
@@ -211,7 +213,16 @@ class SagaKit(Declaring):
     def _create_tasks(self, **_: Any) -> None:
         create_advance_task(self.app, self)
         while self._pending:
-            self._create_task(self._pending.pop(0))
+            try:
+                self._create_task(self._pending.pop(0))
+            except DefinitionError as exc:
+                # Celery's signal would swallow it, and the definitions that follow would have no tasks.
+                self._refused = self._refused or exc
+
+    def _require_definitions(self) -> None:
+        """Raise what was wrong with a definition when the app was finalized."""
+        if self._refused is not None:
+            raise self._refused
 
     def _create_task(self, definition: Declaration) -> None:
         if isinstance(definition, SagaDefinition):
@@ -244,9 +255,12 @@ class SagaKit(Declaring):
         """Import the modules a worker would, so that what they declare is known."""
         self.app.loader.import_default_modules()
         self.app.finalize()
+        self._require_definitions()
 
     def task(self, name: str) -> Any:
         """The Celery task of a definition."""
+        self.app.finalize()
+        self._require_definitions()
         return self.app.tasks[name]
 
     # Sagas.
@@ -324,11 +338,13 @@ class SagaKit(Declaring):
     # What workers and tasks call (see worker.task.Runtime and worker.bootsteps.WorkerRuntime).
 
     def require_schema(self) -> None:
-        """Refuse to go on with tables this code does not fit.
+        """Refuse to go on with tables this code does not fit, or with definitions that have no tasks.
 
         Raises:
+            DefinitionError: a task of the app's own has a definition's name.
             SchemaMismatch: names the command that upgrades them.
         """
+        self._require_definitions()
         ledger_schema.require(self.store)
 
     def saga_versions(self) -> list[tuple[str, int]]:

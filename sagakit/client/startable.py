@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, Never, NoReturn, Protocol, TypeVar
 
 from sagakit.client.handle import SagaHandle
 from sagakit.client.starting import IfExists
@@ -61,6 +61,7 @@ class StartableSaga(SagaDefinition[In, R]):
         priority: int | None = None,
         tags: Mapping[str, Any] | None = None,
         if_exists: IfExists = "return",
+        **unknown: Never,
     ) -> SagaHandle[R]:
         """Start the saga; with ``session``, if and only if the session's transaction commits.
 
@@ -77,7 +78,7 @@ class StartableSaga(SagaDefinition[In, R]):
             The saga's handle.
 
         Raises:
-            InvalidInput: the input does not fit the body's type.
+            InvalidInput: the input does not fit the body's type, or there is no such option.
             SagaIdConflict: the id is taken by a saga with another input or of another name.
             SagaExists: the id is taken, and ``if_exists`` is ``"raise"``.
             SessionMismatch: ``session`` is not on the ledger's database.
@@ -91,6 +92,7 @@ class StartableSaga(SagaDefinition[In, R]):
             priority=priority,
             tags=tags,
             if_exists=if_exists,
+            **unknown,  # refused, with what to do instead
         )
 
     async def astart(self, input: In = _NO_INPUT, **options: Any) -> SagaHandle[R]:
@@ -133,19 +135,25 @@ class StartableSaga(SagaDefinition[In, R]):
         """:meth:`start` under Celery's name; ``task_id`` becomes the saga's id."""
         return self.task.apply_async(*args, **kwargs)
 
-    def _plain(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The input as JSON values, since a signature may travel in a message of another task."""
-        if len(args) != 1 or not self.takes_input:
-            return args
-        return (to_python(self.input_codec.dumps(args[0])),)
+        if len(args) + len(kwargs) != 1 or not self.takes_input:
+            return args, kwargs
+
+        def plain(value: Any) -> Any:
+            return to_python(self.input_codec.dumps(value))
+
+        return tuple(plain(value) for value in args), {name: plain(value) for name, value in kwargs.items()}
 
     def s(self, *args: Any, **kwargs: Any) -> Any:
         """A Celery signature: for beat, or inside a chain. Run by a worker it starts the saga and returns its id."""
-        return self.task.s(*self._plain(args), **kwargs)
+        args, kwargs = self._plain(args, kwargs)
+        return self.task.s(*args, **kwargs)
 
     def si(self, *args: Any, **kwargs: Any) -> Any:
         """An immutable Celery signature."""
-        return self.task.si(*self._plain(args), **kwargs)
+        args, kwargs = self._plain(args, kwargs)
+        return self.task.si(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "registry":

@@ -77,7 +77,11 @@ class SagaStarter:
         """Start sagas of one definition in one transaction; return their ids, in order."""
         prepared = [(self._prepare(definition, value, options), options) for value, options in given]
         if session is not None:
-            tx = self._joiner.join(session)
+            try:
+                tx = self._joiner.join(session)
+            except (ProgrammingError, OperationalError):
+                ledger_schema.require(self._store)
+                raise
             fresh = self._insert(tx, prepared)
             if fresh:
                 self._after_commit.watch(

@@ -153,7 +153,7 @@ class SharedDefinitions:
         """Have a bound method receive every shared definition, past and future, as long as its object lives."""
         for definition in self._declared:
             follower(definition)
-        self._followers = [reference for reference in self._followers if reference() is not None]
+        self._followers[:] = [reference for reference in self._followers if reference() is not None]
         self._followers.append(WeakMethod(follower))
 
 

@@ -319,8 +319,15 @@ class SagaTask(Task):
             name: value for name, value in options.items() if value is not None
         }  # Celery's own defaults
         if _needs_message(options):
-            text = _input_text(self.sagakit_definition, tuple(args or ()), dict(kwargs or {}))
-            return super().apply_async((to_python(text),) if text is not None else (), {}, *more, **options)
+            args, kwargs = tuple(args or ()), dict(kwargs or {})
+            try:
+                text = _input_text(self.sagakit_definition, args, kwargs)
+                args, kwargs = (to_python(text),) if text is not None else (), {}
+            except InvalidInput:
+                # Sent by a worker for a task that has succeeded: not that one is to fail, but this one, as it runs.
+                if not options.get("parent_id"):
+                    raise
+            return super().apply_async(args, kwargs, *more, **options)
         return self.sagakit_runtime.start_from_call(self.sagakit_definition, args, kwargs, options)
 
 

@@ -147,7 +147,7 @@ DECLARING: dict[str, tuple[Callable[[Kit], Any], type[Exception], str]] = {
     "an option that is not built": (
         lambda kit: kit.step(rate_limit="1/s")(plain),
         UnknownOption,
-        r"a step has no option 'rate_limit'; (did you mean|known: )",
+        r"a step has no option 'rate_limit'; set it on a task class given as base=..., or through task_annotations$",
     ),
     "an unknown option of a compensation": (
         compensated_by(nothing, throws=(ValueError,)),

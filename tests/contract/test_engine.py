@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from sagakit.errors import ConfigurationError
-from sagakit.store import Store, engine
+from sagakit.store import Store, engine, is_outage
 from tests.contract.ledgers import Ledger, new_saga
 
 # --- the URL ---
@@ -229,3 +229,40 @@ def test_a_fork_while_an_engine_is_being_made(store: Store) -> None:
     finally:
         release.set()
         thread.join(10)
+
+
+# --- outages ---
+
+
+class Refused(Exception):
+    """What a driver raises."""
+
+    def __init__(self, sqlstate: str | None = None) -> None:
+        self.sqlstate = sqlstate
+
+
+@pytest.mark.parametrize(
+    ("error", "outage"),
+    [
+        (sa.exc.TimeoutError("no connection is free"), True),
+        (sa.exc.PendingRollbackError("roll back first"), True),
+        (sa.exc.InternalError("UPDATE", {}, Refused("25006")), True),  # a standby, or a fail-over
+        (sa.exc.OperationalError("UPDATE", {}, Refused("57P01")), True),
+        (sa.exc.OperationalError("UPDATE", {}, Refused("40P01")), True),
+        (sa.exc.OperationalError("UPDATE", {}, Refused()), True),
+        (sa.exc.DBAPIError("UPDATE", {}, Refused("23505"), connection_invalidated=True), True),
+        (sa.exc.DataError("UPDATE", {}, Refused("22003")), False),
+        (sa.exc.DataError("UPDATE", {}, Refused()), False),
+        (sa.exc.IntegrityError("UPDATE", {}, Refused("23505")), False),
+        (sa.exc.ProgrammingError("UPDATE", {}, Refused("42P01")), False),
+        (sa.exc.InvalidRequestError("misused"), False),
+    ],
+    ids=lambda value: (
+        f"{type(value).__name__}-{getattr(getattr(value, 'orig', None), 'sqlstate', None)}"
+        if isinstance(value, Exception)
+        else ""
+    ),
+)
+def test_is_outage(error: sa.exc.SQLAlchemyError, outage: bool) -> None:
+    """What may pass is tried again, and what cannot is told at once."""
+    assert is_outage(error) is outage

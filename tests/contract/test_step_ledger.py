@@ -232,6 +232,24 @@ def test_revoke_needs_the_token(store: Store, ledger: Ledger) -> None:
     assert ledger.columns()["state"] == "scheduled"
 
 
+@pytest.mark.parametrize("row", [COMPENSATION, PROBE], ids=["compensation", "probe"])
+@pytest.mark.parametrize(("tainted", "state"), [(False, StepState.SKIPPED), (True, StepState.UNKNOWN)])
+def test_revoked_undoing_can_be_replayed(
+    store: Store, ledger: Ledger, row: NewRow, tainted: bool, state: StepState
+) -> None:
+    """A compensation or probe that was revoked is skipped, so that an operator can have it run after all."""
+    ledger.ended(StepState.SUCCEEDED)
+    ledger.row(row=row, tainted=tainted)
+    with store.begin() as tx:
+        assert tx.steps.revoke("s", row.position, token=f"t{row.position}", error=ERROR)
+        found = tx.steps.load("s")[1]
+        assert (found.state, found.error) == (state, ERROR)
+        tx.steps.mark_for_replay("s", [row.position])
+        assert tx.steps.load("s")[1].replay
+        assert tx.steps.reopen("s", [row.position], tokens={row.position: "new"}) == [row.position]
+        assert tx.steps.claim("s", row.position, "new", new_token="newer", owner="w") is not None
+
+
 def test_abandon_marks_rows(store: Store, ledger: Ledger) -> None:
     """Rows that the body stopped waiting for are marked, and only those."""
     ledger.running()

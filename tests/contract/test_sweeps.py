@@ -188,6 +188,22 @@ def test_orphaned(store: Store, ledger: Ledger) -> None:
     )
 
 
+def test_orphaned_of_some_tasks(store: Store, ledger: Ledger) -> None:
+    """Asked for certain tasks, rows of others do not come, nor fill the limit."""
+    for number in range(3):
+        ledger.running(f"foreign{number}", replace(STEP, task="other.task"), owner="gone")
+    ledger.running("own", owner="gone")
+    ledger.running("second", replace(STEP, task="shop.ship"), owner="gone")
+    ledger.worker("alive")
+    ledger.running("served", owner="alive")
+    with store.begin() as tx:
+        assert found(tx.steps.orphaned(1, tasks=["shop.charge"])) == ["own"]
+        assert found(tx.steps.orphaned(9, tasks=["shop.charge", "shop.ship"])) == ["own", "second"]
+        assert tx.steps.orphaned(9, tasks=["nobody.has"]) == []
+        assert tx.steps.orphaned(9, tasks=[]) == []
+        assert len(tx.steps.orphaned(9)) == 5
+
+
 def test_overdue(store: Store, ledger: Ledger) -> None:
     """Rows that run past their deadline are found; ones that ended, or have none, are not."""
     now = ledger.now()

@@ -292,6 +292,15 @@ class Ledger:
             self._set(row, resolved_seq=found.seq, resolved_at=at, state=found.state or row.state)
         for position in decision.abandoned:
             self._set(self.rows[position], abandoned=True)
+        for position in decision.reopened:
+            afresh = {
+                "result": None,
+                "error": None,
+                "resolved_seq": None,
+                "resolved_at": None,
+                "replay": False,
+            }
+            self._set(self.rows[position], state=StepState.SCHEDULED, **afresh)
         for new in decision.inserted:
             self._insert(new, at)
         self.saga = replace(

@@ -901,3 +901,32 @@ def test_probe_is_asked_once_more(shop: Shop) -> None:
     ledger.advance()
     ledger.finish()
     assert replay(ledger, "probe order", "withdraw").reopened == (ledger["probe order"].position,)
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_replay_of_what_a_completed_body_abandoned(shop: Shop, helps: bool) -> None:
+    """A saga whose body had succeeded is completed once the undoing of what it abandoned succeeds, and not before."""
+
+    @shop.saga
+    async def checkout(saga: Saga) -> str:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(saga.step(shop.charge), 5)
+        return "done"
+
+    ledger = Ledger.of(checkout)
+    ledger.claim("charge")
+    ledger.advance(seconds=5)
+    ledger.end("charge")
+    ledger.advance()
+    ledger.end("refund", error=OSError("no refunds today"))
+    ledger.advance()
+    assert ledger.saga.state is SagaState.COMPENSATION_FAILED
+    position = ledger["refund"].position
+    ledger.rows[position] = replace(ledger.rows[position], replay=True)
+    ledger.saga = replace(ledger.saga, state=SagaState.COMPENSATING)
+    assert ledger.advance().reopened == (position,)
+    assert (ledger.saga.state, ledger.open) == (SagaState.COMPENSATING, ["refund"])
+    ledger.end("refund", error=None if helps else OSError("nor tomorrow"))
+    ledger.advance()
+    assert ledger.saga.state is (SagaState.COMPLETED if helps else SagaState.COMPENSATION_FAILED)
+    assert ledger.result == "done"
