@@ -26,7 +26,7 @@ def wheel_folder(package: str, *, distribution: str, server: str) -> Path:
 def reachable_folder(folder: Path, binary: Path, account: Account) -> Path:
     """``folder`` itself, or a copy of it that ``account`` can use.
 
-    Under root a wheel often lies where ``nobody`` cannot go (``/root/project/.venv``). Permissions of existing
+    Under root a wheel often lies where ``nobody`` cannot go (a ``.venv`` in root's home). Permissions of existing
     folders are never touched for that; the package is copied, once, to where everybody may read it.
 
     Args:

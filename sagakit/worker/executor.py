@@ -27,6 +27,7 @@ from sagakit.worker.context import Outcome, StepContext
 from sagakit.worker.identity import Identity
 from sagakit.worker.notices import claim_token
 from sagakit.worker.perform import Again, Ended, decode_arguments, perform
+from sagakit.worker.undisturbed import undisturbed
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,8 @@ class Executor:
             limits=self._limits,
         )
         probes.point("effect.after")
-        landed = self._record(claimed, ended)
+        with undisturbed():
+            landed = self._record(claimed, ended)
         return Executed(ended=ended, landed=landed, args=args, kwargs=kwargs)
 
     def _claim(self, delivery: Delivery) -> Claimed | None:

@@ -23,6 +23,7 @@ from sagakit.store import is_outage
 from sagakit.worker.context import StepContext, StepRetry, current_step
 from sagakit.worker.executor import Executed, Executor
 from sagakit.worker.perform import Again, perform
+from sagakit.worker.undisturbed import undisturbed
 
 logger = logging.getLogger(__name__)
 
@@ -409,6 +410,7 @@ def create_advance_task(app: Celery, runtime: Runtime) -> Any:
             logger.error("a message for %s is refused: its sagakit header is garbled", ADVANCE_TASK)
             return
         runtime.ready()
-        runtime.advance(saga_id)
+        with undisturbed():
+            runtime.advance(saga_id)
 
     return advance
