@@ -82,15 +82,19 @@ class SagaWorker(bootsteps.StartStopStep):
         signals.worker_shutdown.connect(self._shut_down, sender=worker, weak=False)
 
     def _shut_down(self, sender: Any = None, **_: Any) -> None:
-        signals.worker_shutdown.disconnect(self._shut_down, sender=sender)
-        self._keeper.stop()
+        self._leave(sender, give_back=True)
+
+    def _leave(self, worker: Any, *, give_back: bool) -> None:
+        signals.worker_shutdown.disconnect(self._shut_down, sender=worker)
+        self._keeper.stop(give_back=give_back)
         identity.resign()
 
     def stop(self, worker: Any) -> None:
         """Nothing yet, see :meth:`start`."""
 
     def terminate(self, worker: Any) -> None:
-        """Nothing yet, see :meth:`start`."""
+        """A cold shutdown: Celery sends no signal at its end. The lease runs out, for steps may still be running."""
+        self._leave(worker, give_back=False)
 
 
 class VersionQueues(bootsteps.StartStopStep):

@@ -89,8 +89,10 @@ class Executor:
         try:
             return self._run(claimed, policy, request)
         except BaseException as exc:
-            # The worker's lease lives on: nobody else would ever speak for this row.
-            self._give_up(claimed, exc)
+            # The worker's lease lives on: nobody else would ever speak for this row. A process that is being stopped
+            # is another matter: the main process knows why (a time limit, a revoke, its own end), and says so.
+            if not is_shutdown(exc):
+                self._give_up(claimed, exc)
             raise
 
     def _run(self, claimed: Claimed, policy: RetryPolicy, request: Any) -> Executed | None:
@@ -225,8 +227,7 @@ class Executor:
 
         self._persist(claimed.saga_id, lose)
         self._identity.poke()
-        if not is_shutdown(exc):
-            self._advancer.catch_up(claimed.saga_id)
+        self._advancer.catch_up(claimed.saga_id)
 
     def _record(self, claimed: Claimed, ended: Ended | Again) -> bool:
         """Record what became of the attempt, however long the database is away: the effect has happened."""

@@ -86,8 +86,12 @@ class Keeper:
             thread.start()
             self._threads.append(thread)
 
-    def stop(self) -> None:
-        """Stop both threads and give the lease back; called once no step runs any more."""
+    def stop(self, *, give_back: bool = True) -> None:
+        """Stop both threads.
+
+        Args:
+            give_back: give the lease back, too: no step runs any more. Otherwise it runs out.
+        """
         if self._stopped.is_set():
             return
         self._stopped.set()
@@ -95,7 +99,7 @@ class Keeper:
         for thread in self._threads:
             thread.join(timeout=self._settings.heartbeat.total_seconds())
         worker_id = self._identity.worker_id
-        if worker_id is not None:
+        if worker_id is not None and give_back:
             try:
                 with self._store.begin() as tx:
                     tx.workers.remove(worker_id)
