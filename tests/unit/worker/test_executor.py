@@ -285,7 +285,7 @@ def test_a_coroutine_that_exits_has_failed(shop: Shop, ends: Callable[[], None])
 
 
 def test_a_step_whose_process_is_stopped_is_left_to_the_main_process(shop: Shop) -> None:
-    """A signal handler's ``SystemExit`` goes on its way; why it came (a limit, a revoke) is not for the child to say."""
+    """A signal handler's ``SystemExit`` goes on its way; why it came is not for the child to say."""
     monkey: Any = shop
     monkey.meanwhile = is_stopped
     with pytest.raises(SystemExit):
