@@ -266,3 +266,31 @@ class Refused(Exception):
 def test_is_outage(error: sa.exc.SQLAlchemyError, outage: bool) -> None:
     """What may pass is tried again, and what cannot is told at once."""
     assert is_outage(error) is outage
+
+
+# --- a server that is gone, a client that is gone ---
+
+
+def test_a_vanished_client_holds_no_lock_for_ever(postgres: Store) -> None:
+    """The server ends a transaction that nobody goes on with, and nobody waits for a lock without end."""
+    for _ in range(2):  # the second time on a connection that has been used
+        with postgres.begin() as tx:
+            settings = [
+                tx.connection.execute(sa.text(f"SHOW {name}")).scalar()
+                for name in ("idle_in_transaction_session_timeout", "lock_timeout")
+            ]
+        assert settings == ["1min", "30s"]
+
+
+def test_a_vanished_server_is_noticed_and_the_url_has_the_last_word(postgres: Store) -> None:
+    """Connections are kept alive by default; what the URL says about that wins."""
+    with postgres.begin() as tx:
+        defaults = tx.connection.connection.dbapi_connection.info.get_parameters()
+    assert (defaults["connect_timeout"], defaults["keepalives_idle"]) == ("10", "10")
+    own = Store(str(sa.make_url(postgres.url).update_query_dict({"keepalives_idle": "77"})))
+    try:
+        with own.begin() as tx:
+            given = tx.connection.connection.dbapi_connection.info.get_parameters()
+        assert (given["connect_timeout"], given["keepalives_idle"]) == ("10", "77")
+    finally:
+        own.dispose()
